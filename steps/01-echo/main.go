@@ -43,7 +43,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	log.Printf("%v, listening on %v", id, listener.Addr())
 
-	return acceptAll(ctx, listener, func(c *net.TCPConn) {
+	return acceptAll(ctx, listener, listener.AcceptTCP, func(c *net.TCPConn) {
 		serve(ctx, c, func(line []byte) { show(stdout, line) })
 	})
 }
