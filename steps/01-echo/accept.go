@@ -18,8 +18,8 @@ import (
 const shortageWait = 50 * time.Millisecond
 
 // acceptAll gives everyone who connects to handle, in a goroutine of its own, until ctx ends.
-// Then it closes the listener and the connections, waits for the handlers, and returns nil.
-// It owns the listener and every connection: a handler may close its own early, but need not.
+// Then it closes the listener, waits for the handlers, which must end with ctx too, and
+// returns nil. It closes each connection when its handler returns.
 func acceptAll[C io.Closer](ctx context.Context, listener io.Closer, accept func() (C, error), handle func(C)) error {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
@@ -36,8 +36,6 @@ func acceptAll[C io.Closer](ctx context.Context, listener io.Closer, accept func
 			short = false
 			handlers.Go(func() {
 				defer closeQuietly(c)
-				stop := context.AfterFunc(ctx, func() { closeQuietly(c) })
-				defer stop()
 				handle(c)
 			})
 		case ctx.Err() != nil:

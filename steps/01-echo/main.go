@@ -48,9 +48,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	})
 }
 
-// serve echoes one connection until its client has nothing more to say. It does not close
-// it: acceptAll does.
+// serve echoes one connection until its client has nothing more to say, or ctx ends.
 func serve(ctx context.Context, c *net.TCPConn, show func(line []byte)) {
+	stop := context.AfterFunc(ctx, func() { closeQuietly(c) })
+	defer stop()
 	id, err := identify(c)
 	if err != nil {
 		log.Printf("client %v: %v", c.RemoteAddr(), err)

@@ -66,7 +66,7 @@ func (d deadly) Write(line []byte) (int, error) {
 
 // process is one run of the step.
 type process struct {
-	t           *testing.T
+	t           testing.TB
 	cmd         *exec.Cmd
 	out, err    *lines
 	done        chan struct{} // closed when it has ended and its output has been read
@@ -74,13 +74,13 @@ type process struct {
 }
 
 // start runs the step, and ends it with the test.
-func start(t *testing.T, args ...string) *process {
+func start(t testing.TB, args ...string) *process {
 	t.Helper()
 	return startWith(t, nil, args...)
 }
 
 // startWith is start with a last word on the command, such as its environment.
-func startWith(t *testing.T, adjust func(*exec.Cmd), args ...string) *process {
+func startWith(t testing.TB, adjust func(*exec.Cmd), args ...string) *process {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -184,7 +184,7 @@ func (p *process) descriptors() map[string]string {
 }
 
 // eventually waits until ok, which it asks again and again.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
@@ -273,12 +273,12 @@ func (l *lines) wait(re *regexp.Regexp) []string {
 
 // client is a TCP client that fails its test instead of returning errors.
 type client struct {
-	t *testing.T
+	t testing.TB
 	*net.TCPConn
 	in *bufio.Reader
 }
 
-func dial(t *testing.T, addr string) *client {
+func dial(t testing.TB, addr string) *client {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {

@@ -30,8 +30,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("02-unix-socket", flag.ContinueOnError)
 	control := flags.String("control", "", "`path` of the unix socket where the two processes meet (default in a private folder)")
 	connect := flags.Bool("c", false, "be the new process: connect to the old one")
+	verbose := flags.Bool("v", false, "show every message")
 	if err := parseFlags(flags, args, stdout); err != nil {
 		return err
+	}
+	if *verbose {
+		trace = log.Printf
 	}
 	if *connect {
 		nameProcess("new", stderr)

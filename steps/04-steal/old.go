@@ -1,0 +1,149 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/socket"
+)
+
+// oldProcess serves TCP clients, and gives those away that type STEAL.
+type oldProcess struct {
+	stdout  io.Writer
+	timeout time.Duration // how long an offer may stay unanswered
+
+	mu      sync.Mutex
+	waiting *giver // to the new process that waits; nil if none does
+}
+
+// run serves TCP on addr and new processes on the control path, until ctx ends.
+func (o *oldProcess) run(ctx context.Context, addr, path string) error {
+	control, err := listenControl(ctx, path)
+	if err != nil {
+		return err
+	}
+	listener, err := listen(addr)
+	if err != nil {
+		return errors.Join(err, control.Close())
+	}
+	log.Printf("control socket on %s", path)
+	log.Printf("listening on %v", listener.Addr())
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, 1)
+	go func() {
+		defer cancel()
+		accept := func() (*socket.Conn, error) { return control.accept(ctx) }
+		failed <- acceptAll(ctx, control, accept, func(c *socket.Conn) { o.meet(ctx, c) })
+	}()
+	err = acceptAll(ctx, listener, listener.AcceptTCP, func(c *net.TCPConn) { o.serve(ctx, c) })
+	cancel()
+	return errors.Join(err, <-failed)
+}
+
+// serve echoes one client until it has nothing more to say, it is stolen, or ctx ends.
+func (o *oldProcess) serve(ctx context.Context, c *net.TCPConn) {
+	stop := context.AfterFunc(ctx, func() { closeQuietly(c) })
+	defer stop()
+	id, err := identify(c)
+	if err != nil {
+		log.Printf("client %v: %v", c.RemoteAddr(), err)
+		return
+	}
+	log.Printf("client %v -> %v is %v", c.RemoteAddr(), c.LocalAddr(), id)
+	taken := false
+	err = echo(c, nil, func(line []byte) { show(o.stdout, line) }, func(unread []byte) (bool, error) {
+		taken, err = o.steal(c, id, unread)
+		return taken, err
+	})
+	// Closing is all that the old process may do to a stolen connection: close(2) takes away
+	// its own descriptor, shutdown(2) would end the connection for the new process as well.
+	log.Printf("descriptor %d closed: %s", id.fd, reason(ctx, taken, err))
+}
+
+// steal gives c to the new process that waits, or tells the client why it cannot.
+func (o *oldProcess) steal(c *net.TCPConn, id identity, unread []byte) (taken bool, err error) {
+	o.mu.Lock()
+	to := o.waiting
+	o.mu.Unlock()
+	failure := errNobodyWaits
+	if to != nil {
+		log.Printf("descriptor %d: STEAL: offering it to %v with %d bytes read ahead", id.fd, to.to, len(unread))
+		failure = to.give(c, unread)
+	}
+	if failure == nil {
+		return true, nil
+	}
+	log.Printf("descriptor %d: not stolen: %v", id.fd, failure)
+	_, err = fmt.Fprintf(c, "* not stolen: %v\n", failure)
+	return false, err
+}
+
+// meet gives a new process the place of the one that waits, as long as it stays.
+func (o *oldProcess) meet(ctx context.Context, c *socket.Conn) {
+	var to *giver
+	_, err := greet(ctx, c, func(p peer) error {
+		if err := sameUser(p); err != nil {
+			return err
+		}
+		// Before our hello, not after its: whoever has seen our hello may count on being the
+		// one that waits.
+		to = newGiver(c, p, o.timeout)
+		return o.reserve(to)
+	})
+	defer o.vacate(to)
+	switch {
+	case errors.Is(err, io.EOF): // it only looked whether anybody is here
+		return
+	case err != nil:
+		log.Print(err)
+		return
+	}
+	log.Printf("%v waits for connections: type STEAL in one", to.to)
+	if err := to.run(ctx); err != nil {
+		log.Print(err)
+	}
+}
+
+// reserve gives the only place for a new process to the one behind to, if it is free.
+func (o *oldProcess) reserve(to *giver) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.waiting != nil {
+		return fmt.Errorf("pid %d waits already, and one new process waits at a time", o.waiting.to.pid)
+	}
+	o.waiting = to
+	return nil
+}
+
+// vacate frees the place, if it is that of to.
+func (o *oldProcess) vacate(to *giver) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if to != nil && o.waiting == to {
+		o.waiting = nil
+		to.stop()
+	}
+}
+
+// reason says in words why this process closes a connection.
+func reason(ctx context.Context, taken bool, err error) string {
+	switch {
+	case taken:
+		return "the new process has the connection"
+	case ctx.Err() != nil:
+		return "this process is ending"
+	case err != nil:
+		return err.Error()
+	}
+	return "after the client's end-of-file"
+}

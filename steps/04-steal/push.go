@@ -1,0 +1,43 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+
+	"github.com/mdlayher/socket"
+)
+
+// How the descriptor gets from one process to the other: here the old one pushes it, as
+// SCM_RIGHTS in the offer itself. So it survives its sender's death: once the offer is in the
+// queue, the socket has a descriptor in flight that no process's end can close.
+
+// offerFDs is how many descriptors come with an offer.
+const offerFDs = 1
+
+// sendOffer sends an offer with a duplicate of conn's descriptor.
+func sendOffer(ctx context.Context, control *socket.Conn, m message, conn syscall.Conn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sendErr error
+	// Control lends the number without duplicating it, and keeps it from being closed or
+	// reused meanwhile. File would make a second descriptor, and its Fd method would set the
+	// socket to blocking, in the new process as well: O_NONBLOCK belongs to what they share.
+	err = raw.Control(func(fd uintptr) { sendErr = sendMessage(ctx, control, m, int(fd)) })
+	if err != nil {
+		return err
+	}
+	return sendErr
+}
+
+// fetchFD returns the descriptor of an offer, which becomes the caller's.
+func fetchFD(_ message, fds []int) (int, error) {
+	if len(fds) != offerFDs {
+		return -1, fmt.Errorf("%w: %d, not %d", errMissingFDs, len(fds), offerFDs)
+	}
+	return fds[0], nil
+}
