@@ -39,7 +39,7 @@ func TestEveryByteComesBack(t *testing.T) {
 	server.printed(`^"\\xff\\xfe not UTF-8 \\r\\n"$`)
 	server.printed(`^"x{80}"\.\.\. \(16384 bytes\)$`)
 	server.printed(`^"no newline at the end"$`)
-	server.logged(`descriptor \d+: closed, after the client's end-of-file$`)
+	server.logged(`closing descriptor \d+: after the client's end-of-file$`)
 }
 
 // A line of 100 MiB must not cost 100 MiB.

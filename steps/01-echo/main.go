@@ -16,7 +16,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"log"
 	"net"
@@ -58,16 +57,16 @@ func serve(ctx context.Context, c *net.TCPConn, show func(line []byte)) {
 		return
 	}
 	log.Printf("client %v -> %v is %v", c.RemoteAddr(), c.LocalAddr(), id)
-	log.Printf("descriptor %d: %s", id.fd, reason(ctx, echo(c, show)))
+	log.Printf("closing descriptor %d: %s", id.fd, reason(ctx, echo(c, show)))
 }
 
 // reason says in words why a connection ends.
 func reason(ctx context.Context, err error) string {
 	switch {
 	case ctx.Err() != nil:
-		return "closed, because this process is ending"
+		return "this process is ending"
 	case err != nil:
-		return fmt.Sprintf("closed: %v", err)
+		return err.Error()
 	}
-	return "closed, after the client's end-of-file"
+	return "after the client's end-of-file"
 }

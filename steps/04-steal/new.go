@@ -73,7 +73,7 @@ func serveStolen(ctx context.Context, s stolen, old peer, stdout io.Writer) {
 			return false, err
 		})
 	}
-	log.Printf("descriptor %d closed: %s", id.fd, reason(ctx, false, err))
+	log.Printf("closing descriptor %d: %s", id.fd, reason(ctx, false, err))
 }
 
 func local(s stolen) string  { return address(s.conn.Getsockname()) }

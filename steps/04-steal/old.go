@@ -67,7 +67,7 @@ func (o *oldProcess) serve(ctx context.Context, c *net.TCPConn) {
 	})
 	// Closing is all that the old process may do to a stolen connection: close(2) takes away
 	// its own descriptor, shutdown(2) would end the connection for the new process as well.
-	log.Printf("descriptor %d closed: %s", id.fd, reason(ctx, taken, err))
+	log.Printf("closing descriptor %d: %s", id.fd, reason(ctx, taken, err))
 }
 
 // steal gives c to the new process that waits, or tells the client why it cannot.

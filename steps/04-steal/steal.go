@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"os"
 	"syscall"
 	"time"
 
@@ -39,6 +40,17 @@ type message struct {
 	Cookie uint64 `json:"cookie,omitempty"` // offer: the socket's SO_COOKIE
 	Unread []byte `json:"unread,omitempty"` // offer: read from the socket, and not yet answered
 	Reason string `json:"reason,omitempty"` // refused, withdraw: in words
+}
+
+// nonsense is the type that receiveMessage gives to a record that is no message.
+const nonsense = "nonsense"
+
+// complaint says what is wrong with a message that has no place in the conversation.
+func (m message) complaint() error {
+	if m.Type == nonsense {
+		return errors.New(m.Reason)
+	}
+	return fmt.Errorf("unexpected %q for offer %d", m.Type, m.ID)
 }
 
 // maxRecord bounds a record: an offer with a full buffer of unread input, in base64.
@@ -99,9 +111,9 @@ func (g *giver) run(ctx context.Context) error {
 			o.result <- g.exchange(o, answers)
 		case m, open := <-answers:
 			if !open {
-				return fmt.Errorf("%v is gone", g.to)
+				return fmt.Errorf("%v no longer waits", g.to)
 			}
-			err := g.liesIn(m)
+			err := g.brokenBy(m)
 			g.withdraw(m.ID, err, answers)
 			return err
 		case <-ctx.Done():
@@ -152,7 +164,7 @@ func (g *giver) exchange(o offer, answers <-chan message) error {
 		case a.ID == m.ID && a.Type == "refused":
 			return fmt.Errorf("%v refused: %q", g.to, a.Reason)
 		}
-		reason = g.liesIn(a)
+		reason = g.brokenBy(a)
 	case <-ctx.Done():
 		reason = fmt.Errorf("%v did not answer within %v", g.to, g.timeout)
 	}
@@ -166,12 +178,10 @@ func (g *giver) exchange(o offer, answers <-chan message) error {
 // the open offer. It reports whether the new process had taken it in time.
 func (g *giver) withdraw(id uint64, reason error, answers <-chan message) (taken bool) {
 	// In this order: a new process that finds the socket shut must find the reason before it.
-	ctx, cancel := context.WithTimeout(context.Background(), g.timeout)
-	defer cancel()
-	if err := sendMessage(ctx, g.control, message{Type: "withdraw", ID: id, Reason: reason.Error()}); err != nil {
-		// Nobody is there to read it; or its queue is full, and then it answers without
-		// reading and cannot hold what was offered.
-		trace("withdraw: %v", err)
+	if err := sendNow(g.control, message{Type: "withdraw", ID: id, Reason: reason.Error()}); err != nil {
+		// Nobody is there to read it; or the queue is full, and then it answers without
+		// reading, and cannot hold what was offered.
+		log.Printf("withdraw offer %d of %v: %v", id, g.to, err)
 	}
 	if err := g.control.Shutdown(unix.SHUT_RDWR); err != nil {
 		log.Printf("%v: %v", g.to, err) // not connected any more: the queue ends all the same
@@ -182,9 +192,8 @@ func (g *giver) withdraw(id uint64, reason error, answers <-chan message) (taken
 	return taken
 }
 
-// liesIn says what is wrong with an answer that nothing has asked for.
-func (g *giver) liesIn(a message) error {
-	return fmt.Errorf("%v broke the protocol: unexpected %q, id %d %s", g.to, a.Type, a.ID, a.Reason)
+func (g *giver) brokenBy(m message) error {
+	return fmt.Errorf("%v broke the protocol: %w", g.to, m.complaint())
 }
 
 // taker is the new process's side of the control connection to the old one.
@@ -208,7 +217,7 @@ func (t *taker) take(ctx context.Context) (stolen, error) {
 			return stolen{}, err
 		}
 		if m.Type == "withdraw" {
-			return stolen{}, fmt.Errorf("%v gave up: %q", t.from, m.Reason)
+			return stolen{}, t.gaveUp(m)
 		}
 		conn, err := t.adopt(m, fds)
 		if err == nil {
@@ -226,7 +235,7 @@ func (t *taker) take(ctx context.Context) (stolen, error) {
 // It owns the descriptor: after an error it is closed.
 func (t *taker) adopt(m message, fds []int) (*socket.Conn, error) {
 	if m.Type != "offer" {
-		return nil, errors.Join(fmt.Errorf("unexpected %q %s", m.Type, m.Reason), closeFDs(fds))
+		return nil, errors.Join(m.complaint(), closeFDs(fds))
 	}
 	fd, err := fetchFD(m, fds)
 	if err != nil {
@@ -243,24 +252,34 @@ func (t *taker) adopt(m message, fds []int) (*socket.Conn, error) {
 // commit says taken, before the first byte is read from or written to the connection.
 func (t *taker) commit(ctx context.Context, m message, conn *socket.Conn) (stolen, error) {
 	err := sendMessage(ctx, t.control, message{Type: "taken", ID: m.ID})
-	if err == nil || isHangup(err) && t.orphaned() {
-		return stolen{conn, m.Unread}, nil
+	if isHangup(err) {
+		err = t.lastWord()
 	}
-	return stolen{}, errors.Join(fmt.Errorf("offer %d of %v came to nothing: %w", m.ID, t.from, err), conn.Close())
+	if err != nil {
+		return stolen{}, errors.Join(err, conn.Close())
+	}
+	return stolen{conn, m.Unread}, nil
 }
 
-// orphaned reads what the old process has left in the queue after it hung up. Without a
-// withdraw in it the old process has died, and nobody serves the connection but us.
-func (t *taker) orphaned() bool {
+// lastWord reads what the old process has left in the queue after it hung up: that it gave up
+// on this process and serves the connection itself, which is an error, or nothing. Then it has
+// died, and the connection is an orphan: nobody serves it but us.
+func (t *taker) lastWord() error {
 	for {
 		m, _, err := receiveMessage(context.Background(), t.control, 0)
 		switch {
 		case errors.Is(err, io.EOF):
-			return true
-		case err != nil, m.Type == "withdraw":
-			return false
+			return nil
+		case err != nil:
+			return err
+		case m.Type == "withdraw":
+			return t.gaveUp(m)
 		}
 	}
+}
+
+func (t *taker) gaveUp(m message) error {
+	return fmt.Errorf("%v gave up: %q", t.from, m.Reason)
 }
 
 // isHangup reports whether a send failed because the other end is closed or shut.
@@ -270,12 +289,31 @@ func isHangup(err error) bool {
 
 // sendMessage sends a message, whole or not at all, with duplicates of fds.
 func sendMessage(ctx context.Context, c *socket.Conn, m message, fds ...int) error {
+	return traced(m, func(record []byte) error { return sendFDs(ctx, c, record, fds...) })
+}
+
+// sendNow sends a message if the queue has room for it. It never waits, and so no clock that
+// has run out meanwhile can keep it from trying.
+func sendNow(c *socket.Conn, m message) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return traced(m, func(record []byte) (err error) {
+		controlErr := raw.Control(func(fd uintptr) {
+			err = os.NewSyscallError("sendmsg", unix.Sendmsg(int(fd), record, nil, nil, unix.MSG_DONTWAIT))
+		})
+		return errors.Join(err, controlErr)
+	})
+}
+
+func traced(m message, send func(record []byte) error) error {
 	record, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
 	trace("sending %s", record)
-	if err := sendFDs(ctx, c, record, fds...); err != nil {
+	if err := send(record); err != nil {
 		return err
 	}
 	trace("sent %s", record)
@@ -283,7 +321,7 @@ func sendMessage(ctx context.Context, c *socket.Conn, m message, fds ...int) err
 }
 
 // receiveMessage waits for a message with at most most descriptors, which become the caller's.
-// A record that is not such a message comes as one of type "nonsense", with the reason; only
+// A record that is not such a message comes as one of type nonsense, with the reason; only
 // the end of the conversation is an error.
 func receiveMessage(ctx context.Context, c *socket.Conn, most int) (m message, fds []int, err error) {
 	record := make([]byte, maxRecord)
@@ -296,8 +334,7 @@ func receiveMessage(ctx context.Context, c *socket.Conn, most int) (m message, f
 		err = jsonErr
 	}
 	if err != nil {
-		nonsense := message{Type: "nonsense", ID: m.ID, Reason: err.Error()}
-		return nonsense, nil, closeFDs(fds)
+		return message{Type: nonsense, ID: m.ID, Reason: err.Error()}, nil, closeFDs(fds)
 	}
 	return m, fds, nil
 }

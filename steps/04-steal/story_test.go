@@ -95,7 +95,7 @@ func TestAnyOrder(t *testing.T) {
 	// The next new process takes over from the same old one.
 	new.kill()
 	early.ended()
-	old.logged(`pid \d+ .* is gone$`)
+	old.logged(`pid \d+ .* no longer waits$`)
 	second := startNew(t, path)
 	stays.send("STEAL\n")
 	stays.expect(stolenLine(old, second))
