@@ -28,7 +28,11 @@ import (
 const (
 	asStep = "STEP_TEST_AS_STEP"
 	killAt = "STEP_TEST_KILL_AT" // a pattern: die the moment such a line is to be logged
+	asRole = "STEP_TEST_AS_ROLE" // be one of roles instead
 )
+
+// roles are other processes that a test may need.
+var roles = map[string]func(){}
 
 // patience bounds every wait for an event. Nothing waits for it to pass.
 const patience = 30 * time.Second
@@ -38,6 +42,10 @@ func TestMain(m *testing.M) {
 		os.Exit(command(func(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return run(ctx, args, stdout, dieAt(os.Getenv(killAt), stderr))
 		}))
+	}
+	if role := roles[os.Getenv(asRole)]; role != nil {
+		role()
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }

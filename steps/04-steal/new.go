@@ -60,19 +60,18 @@ func serveStolen(ctx context.Context, s stolen, old peer, stdout io.Writer) {
 	defer closeQuietly(s.conn)
 	stop := context.AfterFunc(ctx, func() { closeQuietly(s.conn) })
 	defer stop()
-	id, err := identify(s.conn)
-	if err != nil {
+	// First of all the answer: until then the client waits.
+	_, err := fmt.Fprintf(s.conn, "* stolen: pid %d -> pid %d\n", old.pid, os.Getpid())
+	id, idErr := identify(s.conn)
+	if err := errors.Join(err, idErr); err != nil {
 		log.Printf("stolen connection: %v", err)
 		return
 	}
 	log.Printf("client %s -> %s is %v, with %d bytes read ahead", remote(s), local(s), id, len(s.unread))
-	_, err = fmt.Fprintf(s.conn, "* stolen: pid %d -> pid %d\n", old.pid, os.Getpid())
-	if err == nil {
-		err = echo(s.conn, s.unread, func(line []byte) { show(stdout, line) }, func([]byte) (bool, error) {
-			_, err := fmt.Fprintf(s.conn, "* not stolen: pid %d has it already, and nobody waits for it there\n", os.Getpid())
-			return false, err
-		})
-	}
+	err = echo(s.conn, s.unread, func(line []byte) { show(stdout, line) }, func([]byte) (bool, error) {
+		_, err := fmt.Fprintf(s.conn, "* not stolen: pid %d has it already, and nobody waits for it there\n", os.Getpid())
+		return false, err
+	})
 	log.Printf("closing descriptor %d: %s", id.fd, reason(ctx, false, err))
 }
 

@@ -54,7 +54,7 @@ func (m message) complaint() error {
 }
 
 // maxRecord bounds a record: an offer with a full buffer of unread input, in base64.
-const maxRecord = 64 << 10
+const maxRecord = 32 << 10
 
 // errNobodyWaits is why a connection stays where it is when there is nowhere to go.
 var errNobodyWaits = errors.New("no new process is waiting")

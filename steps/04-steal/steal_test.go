@@ -307,7 +307,7 @@ func pump(c *client, number int, stolen string) error {
 	for i, line := range want {
 		got, err := c.in.ReadString('\n')
 		if err != nil || got != line+"\n" {
-			return fmt.Errorf("client %s, line %d of %d (STEAL is %d): got %.60q and %v, want %.60q", local, i, count, steal, got, err, line)
+			return fmt.Errorf("client %s, line %d of %d (STEAL is %d): got %.60q and %w, want %.60q", local, i, count, steal, got, err, line)
 		}
 	}
 	if c.LocalAddr().String() != local {

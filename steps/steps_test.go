@@ -1,0 +1,132 @@
+// Package steps guards what the ladder promises as a whole: shared files are identical, and
+// every step can be copied and used on its own.
+package steps
+
+import (
+	"bytes"
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// all lists the steps' folders.
+func all(t *testing.T) []string {
+	t.Helper()
+	steps, err := filepath.Glob("[0-9][0-9]-*")
+	if err != nil || len(steps) == 0 {
+		t.Fatalf("no steps: %v", err)
+	}
+	return steps
+}
+
+// changed are the files that differ between steps on purpose: in them lies the lesson. Every
+// other file has one content, in whatever steps it is.
+var changed = []string{
+	"main.go", // each step's own
+	"echo.go", // 04 has an eye for STEAL
+	"demo.go", // each tells its own story
+	"demo_test.go",
+}
+
+func TestSharedFilesAreIdentical(t *testing.T) {
+	first := map[string]string{} // a file's name to where it was first
+	shared := 0
+	for _, step := range all(t) {
+		files, err := filepath.Glob(filepath.Join(step, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			name := filepath.Base(file)
+			switch original, seen := first[name]; {
+			case slices.Contains(changed, name):
+			case !seen:
+				first[name] = file
+			default:
+				shared++
+				if !bytes.Equal(read(t, original), read(t, file)) {
+					t.Errorf("%s and %s differ", original, file)
+				}
+			}
+		}
+	}
+	if shared < 10 {
+		t.Errorf("only %d shared files: is this test looking in the right place?", shared)
+	}
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+// A step imports the standard library and the two dependencies: no other step, no cgo.
+func TestImports(t *testing.T) {
+	allowed := []string{"github.com/mdlayher/socket", "golang.org/x/sys/unix"}
+	for _, step := range all(t) {
+		files, err := filepath.Glob(filepath.Join(step, "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if filepath.Ext(file) != ".go" {
+				if info, err := os.Stat(file); err != nil || !info.IsDir() || info.Name() != "testdata" {
+					t.Errorf("%s: not Go", file)
+				}
+				continue
+			}
+			parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, i := range parsed.Imports {
+				path, err := strconv.Unquote(i.Path.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				domain, _, _ := strings.Cut(path, "/")
+				if path == "C" || path == "steal" || domain == "steal" || strings.Contains(domain, ".") && !slices.Contains(allowed, path) {
+					t.Errorf("%s imports %s", file, path)
+				}
+			}
+		}
+	}
+}
+
+// Each step is copied, alone, to an empty folder with a fresh go.mod, and passes its own tests
+// there. Versions come from this module, so that nothing has to be looked up.
+func TestStepsStandAlone(t *testing.T) {
+	goMod := regexp.MustCompile(`(?m)^module .*$`).ReplaceAll(read(t, "../go.mod"), []byte("module copied"))
+	for _, step := range all(t) {
+		t.Run(step, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(step)); err != nil {
+				t.Fatal(err)
+			}
+			for name, content := range map[string][]byte{"go.mod": goMod, "go.sum": read(t, "../go.sum")} {
+				if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, args := range [][]string{{"vet", "."}, {"test", "-short", "."}} {
+				cmd := exec.CommandContext(t.Context(), "go", args...)
+				cmd.Dir = dir
+				cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=mod", "GOWORK=off")
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+				}
+			}
+		})
+	}
+}
