@@ -4,6 +4,7 @@ package steps
 
 import (
 	"bytes"
+	"fmt"
 	"go/parser"
 	"go/token"
 	"os"
@@ -129,4 +130,46 @@ func TestStepsStandAlone(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The README's table says how many lines of code a step has, and how many of them are in files
+// that no earlier step has.
+func TestReadmeCountsLines(t *testing.T) {
+	readme := string(read(t, "../README.md"))
+	seen := map[string]bool{}
+	for _, step := range all(t) {
+		files, err := filepath.Glob(filepath.Join(step, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		total, fresh := 0, 0
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			content := read(t, file)
+			n := codeLines(string(content))
+			total += n
+			if !seen[string(content)] {
+				fresh += n
+			}
+			seen[string(content)] = true
+		}
+		row := regexp.MustCompile(`(?m)^\| \[.` + step + `.\].* \| (\d+, \d+) \| `).FindStringSubmatch(readme)
+		if want := fmt.Sprintf("%d, %d", total, fresh); row == nil || row[1] != want {
+			t.Errorf("README, lines of %s: got %v, want %s", step, row, want)
+		}
+	}
+}
+
+// codeLines counts lines that are neither blank nor only a comment.
+func codeLines(source string) int {
+	n := 0
+	for line := range strings.Lines(source) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "//") {
+			n++
+		}
+	}
+	return n
 }

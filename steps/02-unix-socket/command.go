@@ -11,6 +11,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,7 +31,7 @@ func command(run func(ctx context.Context, args []string, stdout, stderr io.Writ
 		log.Printf("%v; -h lists the flags", err)
 		return 2
 	}
-	log.Print(err)
+	log.Print(strings.ReplaceAll(err.Error(), "\n", "; ")) // joined errors stand on lines of their own
 	return 1
 }
 

@@ -95,7 +95,8 @@ func startWith(t testing.TB, adjust func(*exec.Cmd), args ...string) *process {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, args...)
-	cmd.Env = append(os.Environ(), asStep+"=1")
+	// The race detector would have every process sleep for a second before it exits.
+	cmd.Env = append(os.Environ(), asStep+"=1", "GORACE=atexit_sleep_ms=0")
 	p := &process{t: t, cmd: cmd, out: newLines(), err: newLines(), done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p.out, p.err
 	if adjust != nil {

@@ -17,16 +17,14 @@ import (
 // no descriptor to give.
 const shortageWait = 50 * time.Millisecond
 
-// acceptAll gives everyone who connects to handle, in a goroutine of its own, until ctx ends.
-// Then it closes the listener and the connections, waits for the handlers, and returns nil.
-// It owns the listener and every connection: a handler may close its own early, but need not.
+// acceptAll gives everyone who connects to handle, in a goroutine of its own, until ctx ends, and
+// then returns nil. In the end it closes the listener and waits for the handlers, which must end
+// with ctx too. It closes each connection when its handler returns.
 func acceptAll[C io.Closer](ctx context.Context, listener io.Closer, accept func() (C, error), handle func(C)) error {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	defer closeQuietly(listener)
-	context.AfterFunc(ctx, func() { closeQuietly(listener) })
+	defer context.AfterFunc(ctx, func() { closeQuietly(listener) })()
 
 	short := false
 	for {
@@ -36,8 +34,6 @@ func acceptAll[C io.Closer](ctx context.Context, listener io.Closer, accept func
 			short = false
 			handlers.Go(func() {
 				defer closeQuietly(c)
-				stop := context.AfterFunc(ctx, func() { closeQuietly(c) })
-				defer stop()
 				handle(c)
 			})
 		case ctx.Err() != nil:

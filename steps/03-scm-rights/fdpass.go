@@ -72,6 +72,9 @@ func sendFDs(ctx context.Context, c *socket.Conn, payload []byte, fds ...int) er
 // has been closed, and n still says how much of payload is valid. Only one goroutine may
 // receive at a time: ctx becomes the connection's read deadline.
 func receiveFDs(ctx context.Context, c *socket.Conn, payload []byte, least, most int) (n int, fds []int, err error) {
+	if len(payload) == 0 {
+		return 0, nil, errEmptyPayload // x/sys would read a byte into a buffer of its own
+	}
 	// Room for everything that the kernel may deliver. A buffer for just the expected ones
 	// would not be exact anyway: CmsgSpace(4) has room for two, because of alignment.
 	control := make([]byte, unix.CmsgSpace(4*maxFDs))
@@ -95,7 +98,12 @@ func receiveFDs(ctx context.Context, c *socket.Conn, payload []byte, least, most
 		return 0, nil, io.EOF
 	}
 	fds, err = parseControl(control[:controlLen])
-	if err := errors.Join(checkRecord(n, len(fds), flags, least, most), err); err != nil {
+	if wrong := checkRecord(n, len(fds), flags, least, most); err == nil {
+		err = wrong
+	} else if wrong != nil {
+		err = fmt.Errorf("%w; %w", wrong, err)
+	}
+	if err != nil {
 		return n, nil, errors.Join(err, closeFDs(fds))
 	}
 	return n, fds, nil
@@ -107,29 +115,35 @@ func parseControl(control []byte) (fds []int, err error) {
 	for len(control) >= unix.SizeofCmsghdr {
 		header, data, rest, parseErr := unix.ParseOneSocketControlMessage(control)
 		if parseErr != nil {
-			return fds, errors.Join(err, fmt.Errorf("%w: its length makes no sense", errForeignControl))
+			return fds, fmt.Errorf("%w: its length makes no sense", errForeignControl)
 		}
 		if header.Level != unix.SOL_SOCKET || header.Type != unix.SCM_RIGHTS {
-			err = errors.Join(err, fmt.Errorf("%w: level %d, type %d", errForeignControl, header.Level, header.Type))
+			err = fmt.Errorf("%w: level %d, type %d", errForeignControl, header.Level, header.Type)
 		}
 		if carriesFDs(header) {
-			for ; len(data) >= 4; data = data[4:] {
-				fds = append(fds, int(int32(binary.NativeEndian.Uint32(data))))
-			}
+			fds = appendFDs(fds, data)
 		}
 		control = rest
 	}
 	return fds, err
 }
 
+// appendFDs appends the descriptors in data, an array of C ints. The kernel writes a negative
+// number where it had none to give: nothing is open under that.
+func appendFDs(fds []int, data []byte) []int {
+	for ; len(data) >= 4; data = data[4:] {
+		if fd := int(int32(binary.NativeEndian.Uint32(data))); fd >= 0 {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
 // carriesFDs reports whether the data of a control message are open descriptors. A socket
 // with SO_PASSPIDFD (Linux 6.5) gets SCM_PIDFD with every message.
 func carriesFDs(h unix.Cmsghdr) bool {
-	return h.Level == unix.SOL_SOCKET && (h.Type == unix.SCM_RIGHTS || h.Type == scmPidfd)
+	return h.Level == unix.SOL_SOCKET && (h.Type == unix.SCM_RIGHTS || h.Type == unix.SCM_PIDFD)
 }
-
-// scmPidfd is SCM_PIDFD of linux/socket.h.
-const scmPidfd = 4
 
 // checkRecord says what is wrong with a record of n bytes that brought so many descriptors.
 func checkRecord(n, fds, flags, least, most int) error {

@@ -28,7 +28,11 @@ import (
 const (
 	asStep = "STEP_TEST_AS_STEP"
 	killAt = "STEP_TEST_KILL_AT" // a pattern: die the moment such a line is to be logged
+	asRole = "STEP_TEST_AS_ROLE" // be one of roles instead
 )
+
+// roles are other processes that a test may need.
+var roles = map[string]func(){}
 
 // patience bounds every wait for an event. Nothing waits for it to pass.
 const patience = 30 * time.Second
@@ -38,6 +42,10 @@ func TestMain(m *testing.M) {
 		os.Exit(command(func(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return run(ctx, args, stdout, dieAt(os.Getenv(killAt), stderr))
 		}))
+	}
+	if role := roles[os.Getenv(asRole)]; role != nil {
+		role()
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -66,7 +74,7 @@ func (d deadly) Write(line []byte) (int, error) {
 
 // process is one run of the step.
 type process struct {
-	t           *testing.T
+	t           testing.TB
 	cmd         *exec.Cmd
 	out, err    *lines
 	done        chan struct{} // closed when it has ended and its output has been read
@@ -74,20 +82,21 @@ type process struct {
 }
 
 // start runs the step, and ends it with the test.
-func start(t *testing.T, args ...string) *process {
+func start(t testing.TB, args ...string) *process {
 	t.Helper()
 	return startWith(t, nil, args...)
 }
 
 // startWith is start with a last word on the command, such as its environment.
-func startWith(t *testing.T, adjust func(*exec.Cmd), args ...string) *process {
+func startWith(t testing.TB, adjust func(*exec.Cmd), args ...string) *process {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe, args...)
-	cmd.Env = append(os.Environ(), asStep+"=1")
+	// The race detector would have every process sleep for a second before it exits.
+	cmd.Env = append(os.Environ(), asStep+"=1", "GORACE=atexit_sleep_ms=0")
 	p := &process{t: t, cmd: cmd, out: newLines(), err: newLines(), done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p.out, p.err
 	if adjust != nil {
@@ -184,7 +193,7 @@ func (p *process) descriptors() map[string]string {
 }
 
 // eventually waits until ok, which it asks again and again.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
@@ -273,12 +282,12 @@ func (l *lines) wait(re *regexp.Regexp) []string {
 
 // client is a TCP client that fails its test instead of returning errors.
 type client struct {
-	t *testing.T
+	t testing.TB
 	*net.TCPConn
 	in *bufio.Reader
 }
 
-func dial(t *testing.T, addr string) *client {
+func dial(t testing.TB, addr string) *client {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {

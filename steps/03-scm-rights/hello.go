@@ -24,6 +24,9 @@ const (
 	helloTime = 2 * time.Second
 )
 
+// trace logs every message between the processes, once -v has set it to log.Printf.
+var trace = func(format string, args ...any) {}
+
 // hello is what both sides send first. Who they are does not stand in it: the kernel says so.
 type hello struct {
 	Type   string `json:"type"` // "hello", or "refused" with a reason
@@ -42,20 +45,20 @@ type peer struct {
 func (p peer) String() string { return fmt.Sprintf("pid %d (uid %d, gid %d)", p.pid, p.uid, p.gid) }
 
 // sameUser admits processes of this process's own user, and root's.
-func sameUser(cred *unix.Ucred) error {
-	if own := os.Geteuid(); cred.Uid != 0 && int(cred.Uid) != own {
-		return fmt.Errorf("uid %d may not join uid %d", cred.Uid, own)
+func sameUser(p peer) error {
+	if own := os.Geteuid(); p.uid != 0 && int(p.uid) != own {
+		return fmt.Errorf("uid %d may not join uid %d", p.uid, own)
 	}
 	return nil
 }
 
 // anyone admits every process that could connect.
-func anyone(*unix.Ucred) error { return nil }
+func anyone(peer) error { return nil }
 
 // greet exchanges hellos, unless admit has an objection: then the other side gets that instead.
 // Its error wraps io.EOF if the other side hung up without a word, and
 // context.DeadlineExceeded if it said nothing for helloTime.
-func greet(ctx context.Context, c *socket.Conn, admit func(*unix.Ucred) error) (peer, error) {
+func greet(ctx context.Context, c *socket.Conn, admit func(peer) error) (peer, error) {
 	ctx, cancel := context.WithTimeout(ctx, helloTime)
 	defer cancel()
 	cred, err := credentials(c)
@@ -63,7 +66,7 @@ func greet(ctx context.Context, c *socket.Conn, admit func(*unix.Ucred) error) (
 		return peer{}, err
 	}
 	p := peer{pid: int(cred.Pid), uid: cred.Uid, gid: cred.Gid}
-	if objection := admit(cred); objection != nil {
+	if objection := admit(p); objection != nil {
 		err := sendHello(ctx, c, hello{Type: "refused", Reason: objection.Error()})
 		return p, errors.Join(fmt.Errorf("refused %v: %w", p, objection), err)
 	}
@@ -99,9 +102,13 @@ func sendHello(ctx context.Context, c *socket.Conn, h hello) error {
 	if err != nil {
 		return err
 	}
+	trace("sending %s", record)
 	_, err = c.Sendmsg(ctx, record, nil, nil, 0)
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		return nil // it has hung up: what it said before that is still in our queue, and says why
+	}
+	if err == nil {
+		trace("sent %s", record)
 	}
 	return err
 }
@@ -127,6 +134,7 @@ func receiveHello(ctx context.Context, c *socket.Conn) (hello, error) {
 		return hello{}, fmt.Errorf("longer than %d bytes", len(record))
 	}
 	var h hello
+	trace("received %#q", record[:n])
 	if err := json.Unmarshal(record[:n], &h); err != nil {
 		return hello{}, fmt.Errorf("%.80q is not a hello: %w", record[:n], err)
 	}

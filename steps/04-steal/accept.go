@@ -17,16 +17,14 @@ import (
 // no descriptor to give.
 const shortageWait = 50 * time.Millisecond
 
-// acceptAll gives everyone who connects to handle, in a goroutine of its own, until ctx ends.
-// Then it closes the listener, waits for the handlers, which must end with ctx too, and
-// returns nil. It closes each connection when its handler returns.
+// acceptAll gives everyone who connects to handle, in a goroutine of its own, until ctx ends, and
+// then returns nil. In the end it closes the listener and waits for the handlers, which must end
+// with ctx too. It closes each connection when its handler returns.
 func acceptAll[C io.Closer](ctx context.Context, listener io.Closer, accept func() (C, error), handle func(C)) error {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	defer closeQuietly(listener)
-	context.AfterFunc(ctx, func() { closeQuietly(listener) })
+	defer context.AfterFunc(ctx, func() { closeQuietly(listener) })()
 
 	short := false
 	for {

@@ -2,7 +2,7 @@
 
 package main
 
-// The unix socket where two processes of one user meet. To copy: this file, with
+// The unix socket where two processes of one user meet. To copy: this file and borrow.go, with
 // golang.org/x/sys/unix and github.com/mdlayher/socket. It promises that whoever listens is
 // the only one on that path, that a path left behind by a killed process is no obstacle, and
 // that nothing is ever removed that another process put there.
@@ -243,18 +243,10 @@ func lockFolder(ctx context.Context, folder string) (unlock func(), err error) {
 
 // credentials asks the kernel who is at the other end of a unix socket: pid, uid and gid, as
 // they were when that process connected, or called listen (unix(7), SO_PEERCRED).
-func credentials(c syscall.Conn) (*unix.Ucred, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+func credentials(c syscall.Conn) (cred *unix.Ucred, err error) {
+	err = borrow(c, func(fd int) (err error) {
+		cred, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		return os.NewSyscallError("getsockopt SO_PEERCRED", err)
 	})
-	if err := errors.Join(err, os.NewSyscallError("getsockopt SO_PEERCRED", credErr)); err != nil {
-		return nil, err
-	}
-	return cred, nil
+	return cred, err
 }

@@ -11,16 +11,10 @@ import (
 	"log"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // demoTime is how long the story may take. It takes a fraction of that.
@@ -31,10 +25,6 @@ const demoTime = 10 * time.Second
 func runDemo(ctx context.Context, stdout, stderr io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, demoTime)
 	defer cancel()
-	// The children die with the thread that started them (PR_SET_PDEATHSIG), so that one must
-	// stay: a killed demo leaves nobody behind.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	folder, err := os.MkdirTemp("", "steal-demo")
 	if err != nil {
 		return err
@@ -42,37 +32,31 @@ func runDemo(ctx context.Context, stdout, stderr io.Writer) error {
 	defer os.RemoveAll(folder) // if it comes to nothing; there is already an error to report
 	path := filepath.Join(folder, "control")
 
-	old, err := startActor(ctx, "old", stdout, stderr, "-addr", "127.0.0.1:0", "-control", path)
+	old, addr, err := startActor(ctx, "old", "listening on ", stdout, stderr, "-addr", "127.0.0.1:0", "-control", path)
 	if err != nil {
 		return err
 	}
 	defer old.end()
-	addr, err := old.says("listening on ")
-	if err != nil {
-		return err
-	}
 	client, err := connectClient(ctx, addr)
 	if err != nil {
 		return err
 	}
 	defer closeQuietly(client.conn)
 	port := client.conn.LocalAddr().String()
-
 	client.say("one\n")
 	client.hear(1)
-	new, err := startActor(ctx, "new", stdout, stderr, "-c", "-control", path)
+
+	new, _, err := startActor(ctx, "new", "waiting on ", stdout, stderr, "-c", "-control", path)
 	if err != nil {
 		return err
 	}
 	defer new.end()
-	if _, err := new.says("waiting on "); err != nil {
-		return err
-	}
 	if err := os.RemoveAll(folder); err != nil { // they have met; nothing is left to clean up
 		return err
 	}
 	client.say("two\nSTEAL\nthree\nfour\n")
 	client.hear(4)
+
 	log.Printf("kill -9 %d: the old process goes, its client stays", old.pid())
 	old.end()
 	client.say("five\n")
@@ -91,61 +75,49 @@ func runDemo(ctx context.Context, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// actor is a child process that plays a role.
-type actor struct {
-	cmd    *exec.Cmd
-	output sync.WaitGroup
-	lines  chan string // what it writes to stderr
-}
+// actor is a child that plays a role.
+type actor struct{ *child }
 
-// startActor starts this program again, and passes on what it prints.
-func startActor(ctx context.Context, role string, stdout, stderr io.Writer, args ...string) (*actor, error) {
-	exe, err := os.Executable()
+// startActor starts a child, shows its lines as they come, and waits until one of them contains
+// mark. It returns what follows the mark.
+func startActor(ctx context.Context, role, mark string, stdout, stderr io.Writer, args ...string) (a actor, rest string, err error) {
+	r, w := io.Pipe()
+	c, err := startChild(ctx, w, args...)
 	if err != nil {
-		return nil, err
+		return actor{}, "", err
 	}
-	a := &actor{cmd: exec.CommandContext(ctx, exe, args...), lines: make(chan string, 100)}
-	a.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	out, outErr := a.cmd.StdoutPipe()
-	log, logErr := a.cmd.StderrPipe()
-	if err := errors.Join(outErr, logErr, a.cmd.Start()); err != nil {
-		return nil, err
+	go func() {
+		<-c.ended
+		closeQuietly(w)
+	}()
+	marked := make(chan string, 1)
+	go func() {
+		defer close(marked)
+		for in := bufio.NewScanner(r); in.Scan(); {
+			line := in.Text()
+			if strings.HasPrefix(line, `"`) { // what it received
+				fmt.Fprintf(stdout, "%s[%d] prints %s\n", role, c.Process.Pid, line)
+			} else {
+				fmt.Fprintln(stderr, line)
+			}
+			if _, rest, found := strings.Cut(line, mark); found {
+				marked <- rest
+			}
+		}
+	}()
+	rest, found := <-marked
+	if !found {
+		return actor{}, "", fmt.Errorf("the %s process ended before it was %q", role, mark)
 	}
-	a.output.Go(func() {
-		for in := bufio.NewScanner(out); in.Scan(); {
-			fmt.Fprintf(stdout, "%s[%d] prints %s\n", role, a.pid(), in.Text())
-		}
-	})
-	a.output.Go(func() {
-		defer close(a.lines)
-		for in := bufio.NewScanner(log); in.Scan(); {
-			fmt.Fprintln(stderr, in.Text())
-			a.lines <- in.Text()
-		}
-	})
-	return a, nil
+	return actor{c}, rest, nil
 }
 
-func (a *actor) pid() int { return a.cmd.Process.Pid }
-
-// says waits for a line with a text in it, and returns what comes after the text.
-func (a *actor) says(text string) (rest string, err error) {
-	for line := range a.lines {
-		if _, rest, found := strings.Cut(line, text); found {
-			return rest, nil
-		}
-	}
-	return "", fmt.Errorf("pid %d ended without saying %q", a.pid(), text)
-}
+func (a actor) pid() int { return a.Process.Pid }
 
 // end kills the actor, if it lives, and waits until it is gone.
-func (a *actor) end() {
-	_ = a.cmd.Process.Kill() // it may be gone already
-	for range a.lines {
-		continue // it may be waiting for somebody to listen
-	}
-	a.output.Wait()
-	_ = a.cmd.Wait() // killed, as it should be
+func (a actor) end() {
+	_ = a.Process.Kill() // it may be gone already
+	_ = a.wait()         // killed, as it should be
 }
 
 // demoClient is a TCP client that remembers what it heard, and the first thing that went wrong.

@@ -21,19 +21,13 @@ func (id identity) String() string {
 	return fmt.Sprintf("descriptor %d, inode %d, cookie %d", id.fd, id.inode, id.cookie)
 }
 
-// identify looks a socket up without duplicating its descriptor: while the function given to
-// Control runs, the number can be neither closed nor reused.
-func identify(c syscall.Conn) (identity, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return identity{}, err
-	}
-	var id identity
-	var idErr error
-	if err := raw.Control(func(fd uintptr) { id, idErr = identifyFD(int(fd)) }); err != nil {
-		return identity{}, err
-	}
-	return id, idErr
+// identify asks the kernel about a socket.
+func identify(c syscall.Conn) (id identity, err error) {
+	err = borrow(c, func(fd int) (err error) {
+		id, err = identifyFD(fd)
+		return err
+	})
+	return id, err
 }
 
 // identifyFD is identify for a bare descriptor, which stays the caller's.

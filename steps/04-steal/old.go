@@ -9,6 +9,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -84,7 +85,7 @@ func (o *oldProcess) steal(c *net.TCPConn, id identity, unread []byte) (taken bo
 		return true, nil
 	}
 	log.Printf("descriptor %d: not stolen: %v", id.fd, failure)
-	_, err = fmt.Fprintf(c, "* not stolen: %v\n", failure)
+	_, err = fmt.Fprintf(c, "* not stolen: %s\n", strings.ReplaceAll(failure.Error(), "\n", "; "))
 	return false, err
 }
 

@@ -19,19 +19,7 @@ const offerFDs = 1
 
 // sendOffer sends an offer with a duplicate of conn's descriptor.
 func sendOffer(ctx context.Context, control *socket.Conn, m message, conn syscall.Conn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sendErr error
-	// Control lends the number without duplicating it, and keeps it from being closed or
-	// reused meanwhile. File would make a second descriptor, and its Fd method would set the
-	// socket to blocking, in the new process as well: O_NONBLOCK belongs to what they share.
-	err = raw.Control(func(fd uintptr) { sendErr = sendMessage(ctx, control, m, int(fd)) })
-	if err != nil {
-		return err
-	}
-	return sendErr
+	return borrow(conn, func(fd int) error { return sendMessage(ctx, control, m, fd) })
 }
 
 // fetchFD returns the descriptor of an offer, which becomes the caller's.

@@ -3,7 +3,7 @@
 package main
 
 // The protocol by which a live TCP connection changes its process. To copy: this file with
-// push.go, fdpass.go, verify.go, identity.go, hello.go and control.go. It promises that a
+// push.go, verify.go, fdpass.go, identity.go, borrow.go, hello.go and control.go. It promises that a
 // connection is never served by two processes, never by none while either lives, and that
 // both know which, whoever is killed and whenever.
 //
@@ -295,15 +295,10 @@ func sendMessage(ctx context.Context, c *socket.Conn, m message, fds ...int) err
 // sendNow sends a message if the queue has room for it. It never waits, and so no clock that
 // has run out meanwhile can keep it from trying.
 func sendNow(c *socket.Conn, m message) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return traced(m, func(record []byte) (err error) {
-		controlErr := raw.Control(func(fd uintptr) {
-			err = os.NewSyscallError("sendmsg", unix.Sendmsg(int(fd), record, nil, nil, unix.MSG_DONTWAIT))
+	return traced(m, func(record []byte) error {
+		return borrow(c, func(fd int) error {
+			return os.NewSyscallError("sendmsg", unix.Sendmsg(fd, record, nil, nil, unix.MSG_DONTWAIT))
 		})
-		return errors.Join(err, controlErr)
 	})
 }
 
