@@ -46,7 +46,7 @@ func TestEveryByteComesBack(t *testing.T) {
 func TestEndlessLineCostsNoMemory(t *testing.T) {
 	size := int64(100 << 20)
 	if testing.Short() {
-		size = 10 << 20
+		size = 40 << 20
 	}
 	server, addr := startEcho(t)
 	c := dial(t, addr)
@@ -66,7 +66,7 @@ func TestEndlessLineCostsNoMemory(t *testing.T) {
 	if n != size || !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
 		t.Errorf("%d of %d bytes came back, or others", n, size)
 	}
-	if grown := peakMemory(t, server) - before; grown > size/4 {
+	if grown := peakMemory(t, server) - before; grown > 16<<20 {
 		t.Errorf("a line of %d bytes cost %d bytes of memory", size, grown)
 	}
 }
@@ -159,13 +159,14 @@ func TestOutOfDescriptors(t *testing.T) {
 	if spent := cpuTime(t, server) - before; spent > 300*time.Millisecond {
 		t.Errorf("waiting for a descriptor cost %v of a second", spent)
 	}
-	if said := server.err.all(`too many open files`); len(said) != 1 {
-		t.Errorf("said %d times that descriptors ran out", len(said))
-	}
 	first.echoed("still served")
 	for _, c := range clients {
 		c.echoed("my turn")
 		c.finish("")
+	}
+	// They ran out again with each of them but the last few.
+	if said := server.err.all(`too many open files`); len(said) != 1 {
+		t.Errorf("said %d times that descriptors ran out", len(said))
 	}
 }
 

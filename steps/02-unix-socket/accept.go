@@ -13,9 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shortageWait is how long acceptAll leaves clients in the accept queue when the kernel has
-// no descriptor to give.
-const shortageWait = 50 * time.Millisecond
+const (
+	// shortageWait is how long acceptAll leaves clients in the accept queue when the kernel
+	// has no descriptor to give.
+	shortageWait = 50 * time.Millisecond
+
+	// shortageQuiet is how long there must have been descriptors before the lack of them is
+	// news again.
+	shortageQuiet = time.Minute
+)
 
 // acceptAll gives everyone who connects to handle, in a goroutine of its own, until ctx ends, and
 // then returns nil. In the end it closes the listener and waits for the handlers, which must end
@@ -23,15 +29,14 @@ const shortageWait = 50 * time.Millisecond
 func acceptAll[C io.Closer](ctx context.Context, listener io.Closer, accept func() (C, error), handle func(C)) error {
 	var handlers sync.WaitGroup
 	defer handlers.Wait()
-	defer closeQuietly(listener)
+	defer closeQuietly(listener) // whatever ends the loop; and if it is ctx, that must end accept:
 	defer context.AfterFunc(ctx, func() { closeQuietly(listener) })()
 
-	short := false
+	var short time.Time // when descriptors last ran out
 	for {
 		c, err := accept()
 		switch {
 		case err == nil:
-			short = false
 			handlers.Go(func() {
 				defer closeQuietly(c)
 				handle(c)
@@ -41,10 +46,10 @@ func acceptAll[C io.Closer](ctx context.Context, listener io.Closer, accept func
 		case isShortage(err):
 			// accept(2) failed, but the client stays in the accept queue. The kernel
 			// tells nobody when a descriptor becomes free, so look again in a while.
-			if !short {
+			if time.Since(short) > shortageQuiet {
 				log.Printf("%v: clients wait in the accept queue until there is room", err)
 			}
-			short = true
+			short = time.Now()
 			pause(ctx, shortageWait)
 		default:
 			return err

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -81,8 +82,10 @@ func privateFolder(folder string) error {
 // controlListener is a listening control socket. Close removes its path.
 type controlListener struct {
 	*socket.Conn
-	path string
-	file fileID
+	path   string
+	file   fileID
+	folder *folder
+	once   sync.Once // a second Close would find another's file at the path
 }
 
 // fileID tells one file from all others, as long as somebody has it open.
@@ -95,24 +98,30 @@ func listenControl(ctx context.Context, path string) (*controlListener, error) {
 	// Looking, removing and binding are three system calls. The folder's lock makes them one,
 	// so that of two processes that start together one finds the other. Locking the folder
 	// itself leaves no lock file behind.
-	unlock, err := lockFolder(ctx, filepath.Dir(path))
+	f, err := openFolder(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
-	if err := clearPath(path); err != nil {
-		return nil, err
-	}
-
-	c, err := socket.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, "control", nil)
-	if err != nil {
-		return nil, err
-	}
-	l := &controlListener{Conn: c, path: path}
-	if err := l.bind(); err != nil {
-		return nil, errors.Join(fmt.Errorf("control path %s: %w", path, err), c.Close())
+	l := &controlListener{path: path, folder: f}
+	if err := f.locked(ctx, l.listen); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	return l, nil
+}
+
+func (l *controlListener) listen() error {
+	if err := clearPath(l.path); err != nil {
+		return err
+	}
+	c, err := socket.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, "control", nil)
+	if err != nil {
+		return err
+	}
+	l.Conn = c
+	if err := l.bind(); err != nil {
+		return errors.Join(fmt.Errorf("control path %s: %w", l.path, err), c.Close())
+	}
+	return nil
 }
 
 func (l *controlListener) bind() error {
@@ -136,17 +145,17 @@ func (l *controlListener) accept(ctx context.Context) (*socket.Conn, error) {
 // Close removes the path, unless somebody has put another file there, and closes the socket.
 // In this order: while the socket is open the kernel keeps its file's inode number from being
 // given to another, and whoever looks at the path finds it alive.
-func (l *controlListener) Close() error {
-	unlock, err := lockFolder(context.Background(), filepath.Dir(l.path))
-	if err != nil {
-		return errors.Join(err, l.Conn.Close())
-	}
-	defer unlock()
-	if file, err := statPath(l.path); err == nil && file == l.file {
-		err = os.Remove(l.path)
-		return errors.Join(err, l.Conn.Close())
-	}
-	return l.Conn.Close()
+func (l *controlListener) Close() (err error) {
+	l.once.Do(func() {
+		err = l.folder.locked(context.Background(), func() error {
+			if file, err := statPath(l.path); err != nil || file != l.file {
+				return nil // it is not ours any more
+			}
+			return os.Remove(l.path)
+		})
+		err = errors.Join(err, l.Conn.Close(), l.folder.Close())
+	})
+	return err
 }
 
 func statPath(path string) (fileID, error) {
@@ -216,29 +225,38 @@ func connect(path string) (fd int, err error) {
 	return fd, nil
 }
 
-// lockFolder takes the folder's advisory lock (flock(2)), which the kernel frees when its
-// holder dies.
-func lockFolder(ctx context.Context, folder string) (unlock func(), err error) {
-	fd, err := unix.Open(folder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+// folder is an open folder with an advisory lock (flock(2)), which the kernel frees when its
+// holder dies. It is open all the time, so that a process out of descriptors can clean up.
+type folder struct {
+	fd   int
+	path string
+}
+
+func openFolder(path string) (*folder, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: folder, Err: err}
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	unlock = func() { _ = unix.Close(fd) } // closing frees the lock, and has nothing to flush
-	for range lockTries {
-		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			break
-		}
+	return &folder{fd, path}, nil
+}
+
+func (f *folder) Close() error { return os.NewSyscallError("close", unix.Close(f.fd)) }
+
+// locked calls do while nobody else has the lock.
+func (f *folder) locked(ctx context.Context, do func() error) error {
+	err := unix.Flock(f.fd, unix.LOCK_EX|unix.LOCK_NB)
+	for try := 1; errors.Is(err, unix.EWOULDBLOCK) && try < lockTries; try++ {
 		select {
 		case <-ctx.Done():
+			return ctx.Err()
 		case <-time.After(lockWait):
 		}
+		err = unix.Flock(f.fd, unix.LOCK_EX|unix.LOCK_NB)
 	}
 	if err != nil {
-		unlock()
-		return nil, fmt.Errorf("lock folder %s: %w: another process holds it", folder, os.NewSyscallError("flock", err))
+		return fmt.Errorf("lock folder %s: %w", f.path, os.NewSyscallError("flock", err))
 	}
-	return unlock, nil
+	return errors.Join(do(), os.NewSyscallError("flock", unix.Flock(f.fd, unix.LOCK_UN)))
 }
 
 // credentials asks the kernel who is at the other end of a unix socket: pid, uid and gid, as

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -98,11 +99,20 @@ func TestLivePathIsLeftAlone(t *testing.T) {
 	}
 }
 
-// Of many that start together on a stale path one wins, and the others know which.
+// Of many that start together one wins, and the others know which: on a path that is stale, and
+// on one whose owner is just leaving.
 func TestStartingTogether(t *testing.T) {
+	t.Run("stale", func(t *testing.T) { startTogether(t, (*process).kill) })
+	t.Run("leaving", func(t *testing.T) {
+		startTogether(t, func(p *process) { p.signal(unix.SIGTERM) })
+	})
+}
+
+func startTogether(t *testing.T, leave func(*process)) {
 	path := meetingPlace(t)
-	startOld(t, path).kill()
+	last := startOld(t, path)
 	for range 10 {
+		leave(last)
 		var all []*process
 		for range 6 {
 			all = append(all, start(t, "-control", path))
@@ -116,17 +126,36 @@ func TestStartingTogether(t *testing.T) {
 				winner = p
 			}
 		}
-		if winner == nil {
-			t.Fatal("nobody listens")
+		if winner == nil { // all of them found the last one, which had not left yet
+			last.status()
+			winner = startOld(t, path)
 		}
 		for _, p := range all {
 			if p != winner {
-				fails(t, p, fmt.Sprintf(`pid %d listens there already`, winner.pid()))
+				fails(t, p, fmt.Sprintf(`pid (%d|%d) listens there already`, winner.pid(), last.pid()))
 			}
 		}
 		startNew(t, path).kill()
-		winner.kill()
+		last = winner
 	}
+}
+
+// A process that lets everybody wait is alive all the same.
+func TestFullAcceptQueue(t *testing.T) {
+	path := meetingPlace(t)
+	old := startOld(t, path)
+	old.signal(unix.SIGSTOP)
+	for full := false; !full; {
+		fd, err := connect(path)
+		if full = errors.Is(err, unix.EAGAIN); !full && err != nil {
+			t.Fatal(err)
+		}
+		if err == nil {
+			t.Cleanup(func() { _ = unix.Close(fd) }) // nothing to lose
+		}
+	}
+	fails(t, start(t, "-control", path), `a process listens there, and has let its accept queue fill up`)
+	fails(t, start(t, "-c", "-control", path), `connect: resource temporarily unavailable: its accept queue is full`)
 }
 
 func TestForeignFilesAreNeverTouched(t *testing.T) {
@@ -240,8 +269,8 @@ func TestAnotherUserIsRefused(t *testing.T) {
 	if err := errorOf(os.Chmod(filepath.Dir(path), 0o755), os.Chmod(path, 0o666)); err != nil {
 		t.Fatal(err)
 	}
-	fails(t, asNobody(t, "-c", "-control", path), fmt.Sprintf(`hello from pid %d .*: it refused: "uid 65534 may not join uid 0"$`, old.pid()))
-	old.logged(`refused pid \d+ \(uid 65534, gid 65534\): uid 65534 may not join uid 0$`)
+	fails(t, asNobody(t, "-c", "-control", path), fmt.Sprintf(`hello from pid %d .*: it refused: "another user's process: uid 65534, not uid 0"$`, old.pid()))
+	old.logged(`refused pid \d+ \(uid 65534, gid 65534\): another user's process: uid 65534, not uid 0$`)
 	startNew(t, path)
 }
 

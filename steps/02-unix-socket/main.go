@@ -6,7 +6,7 @@
 //	go run ./steps/02-unix-socket -c     # the new process: connects
 //
 // New since 01: control.go, the socket's path and who may listen on it; hello.go, the first
-// message in both directions. TCP comes back in step 04.
+// message in both directions. The TCP server comes back in step 04.
 //
 // Needs Linux 2.6.4 (for SOCK_SEQPACKET) and no privilege.
 package main
@@ -61,7 +61,7 @@ func runOld(ctx context.Context, path string) error {
 	return acceptAll(ctx, listener, accept, func(c *socket.Conn) {
 		newcomer, err := greet(ctx, c, sameUser)
 		switch {
-		case errors.Is(err, io.EOF): // it only looked whether anybody is here
+		case ctx.Err() != nil, errors.Is(err, io.EOF): // it only looked whether anybody is here
 		case err != nil:
 			log.Print(err)
 		default:
@@ -78,7 +78,7 @@ func runNew(ctx context.Context, path string) error {
 		return err
 	}
 	defer closeQuietly(c)
-	old, err := greet(ctx, c, anyone)
+	old, err := greet(ctx, c, sameUserOrRoot)
 	if err != nil {
 		return err
 	}
@@ -91,11 +91,15 @@ func runNew(ctx context.Context, path string) error {
 // stay waits until the other process is gone. However it ends, the kernel closes its sockets,
 // and this end learns of it at once.
 func stay(ctx context.Context, c *socket.Conn, other peer) {
-	_, err := c.ReadContext(ctx, make([]byte, 1))
-	for err == nil || errors.Is(err, unix.ECONNRESET) { // it said something, or left it unread
-		_, err = c.ReadContext(ctx, make([]byte, 1))
-	}
-	if ctx.Err() == nil {
-		log.Printf("%v is gone: %v", other, err)
+	for {
+		_, err := c.ReadContext(ctx, make([]byte, 1))
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil, errors.Is(err, unix.ECONNRESET): // it said something, or left it unread
+		default:
+			log.Printf("%v is gone: %v", other, err)
+			return
+		}
 	}
 }

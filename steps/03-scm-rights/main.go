@@ -85,7 +85,7 @@ func runOld(ctx context.Context, path string, stdout io.Writer) error {
 	return acceptAll(ctx, listener, accept, func(c *socket.Conn) {
 		newcomer, err := greet(ctx, c, sameUser)
 		switch {
-		case errors.Is(err, io.EOF): // it only looked whether anybody is here
+		case ctx.Err() != nil, errors.Is(err, io.EOF): // it only looked whether anybody is here
 			return
 		case err != nil:
 			log.Print(err)
@@ -117,7 +117,7 @@ func runNew(ctx context.Context, path string, stdout io.Writer) error {
 		return err
 	}
 	defer closeQuietly(c)
-	old, err := greet(ctx, c, anyone)
+	old, err := greet(ctx, c, sameUserOrRoot)
 	if err != nil {
 		return err
 	}

@@ -196,7 +196,7 @@ func TestSilentNewcomer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closeQuietly(c)
-	if _, err := greet(t.Context(), c, anyone); err != nil {
+	if _, err := greet(t.Context(), c, sameUserOrRoot); err != nil {
 		t.Fatal(err)
 	}
 	tellsAll(t, path)

@@ -32,11 +32,11 @@ func runDemo(ctx context.Context, stdout, stderr io.Writer) error {
 	defer os.RemoveAll(folder) // if it comes to nothing; there is already an error to report
 	path := filepath.Join(folder, "control")
 
-	old, addr, err := startActor(ctx, "old", "listening on ", stdout, stderr, "-addr", "127.0.0.1:0", "-control", path)
+	older, addr, err := startActor(ctx, "old", "listening on ", stdout, stderr, "-addr", "127.0.0.1:0", "-control", path)
 	if err != nil {
 		return err
 	}
-	defer old.end()
+	defer older.end()
 	client, err := connectClient(ctx, addr)
 	if err != nil {
 		return err
@@ -46,23 +46,23 @@ func runDemo(ctx context.Context, stdout, stderr io.Writer) error {
 	client.say("one\n")
 	client.hear(1)
 
-	new, _, err := startActor(ctx, "new", "waiting on ", stdout, stderr, "-c", "-control", path)
+	newer, _, err := startActor(ctx, "new", "waiting on ", stdout, stderr, "-c", "-control", path)
 	if err != nil {
 		return err
 	}
-	defer new.end()
+	defer newer.end()
 	if err := os.RemoveAll(folder); err != nil { // they have met; nothing is left to clean up
 		return err
 	}
 	client.say("two\nSTEAL\nthree\nfour\n")
 	client.hear(4)
 
-	log.Printf("kill -9 %d: the old process goes, its client stays", old.pid())
-	old.end()
+	log.Printf("kill -9 %d: the old process goes, its client stays", older.pid())
+	older.end()
 	client.say("five\n")
 	client.hear(1)
 
-	want := []string{"one", "two", fmt.Sprintf("* stolen: pid %d -> pid %d", old.pid(), new.pid()), "three", "four", "five"}
+	want := []string{"one", "two", fmt.Sprintf("* stolen: pid %d -> pid %d", older.pid(), newer.pid()), "three", "four", "five"}
 	switch {
 	case client.err != nil:
 		return fmt.Errorf("verdict: BAD: the client: %w", client.err)

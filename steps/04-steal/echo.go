@@ -24,10 +24,11 @@ func echo(c io.ReadWriter, unread []byte, show func(line []byte), steal func(unr
 	inside := false // the next piece continues a line
 	for {
 		line, readErr := in.ReadSlice('\n')
-		begins, ends := !inside, !errors.Is(readErr, bufio.ErrBufferFull)
-		inside = !ends
+		full := errors.Is(readErr, bufio.ErrBufferFull)
+		whole := !inside && !full
+		inside = full
 		switch {
-		case begins && ends && isSteal(line):
+		case whole && isSteal(line):
 			rest, err := in.Peek(in.Buffered())
 			if err != nil {
 				return err
@@ -44,7 +45,7 @@ func echo(c io.ReadWriter, unread []byte, show func(line []byte), steal func(unr
 		switch {
 		case errors.Is(readErr, io.EOF):
 			return nil
-		case readErr != nil && ends:
+		case readErr != nil && !full:
 			return readErr
 		}
 	}
@@ -52,5 +53,7 @@ func echo(c io.ReadWriter, unread []byte, show func(line []byte), steal func(unr
 
 // isSteal reports whether a line asks for its connection to be moved.
 func isSteal(line []byte) bool {
-	return bytes.EqualFold(bytes.TrimSpace(line), []byte("STEAL"))
+	word := bytes.Trim(line, " \t\r\n")
+	// The length keeps out what folds to these letters, and is none of them, such as U+017F.
+	return len(word) == len("STEAL") && bytes.EqualFold(word, []byte("STEAL"))
 }

@@ -86,9 +86,11 @@ func receiveFDs(ctx context.Context, c *socket.Conn, payload []byte, least, most
 	}
 	// Not c.Recvmsg: of an empty record it makes io.EOF, and forgets the descriptors in it.
 	err = c.ReadFunc(ctx, "recvmsg", receive)
-	if errors.Is(err, unix.ECONNRESET) {
-		// The other side closed while its own queue held something unread. The kernel says so
-		// once, before it hands out what is still in ours: that comes now, and then the end.
+	if errors.Is(err, unix.ECONNRESET) || err == nil && n == 0 && controlLen == 0 {
+		// Neither is the end yet. If the other side closes while its own queue holds something
+		// unread, the kernel says ECONNRESET once, before it hands out what is in ours. And it
+		// looks at the queue first, and then whether the other side is gone: what came in
+		// between it has not seen. The second answer is final, as nothing can come any more.
 		err = c.ReadFunc(ctx, "recvmsg", receive)
 	}
 	if err != nil {

@@ -233,3 +233,23 @@ func (s *scene) expectSuccession() {
 	s.kept.expect(stolenLine(old, next))
 	s.kept.echoed("with the next")
 }
+
+// An old process that is told to end while an offer is open leaves the connection to the new
+// one, and does not wait for it.
+func TestSignalWhileAnOfferIsOpen(t *testing.T) {
+	path := meetingPlace(t)
+	old := start(t, "-v", "-addr", "127.0.0.1:0", "-control", path, "-timeout", (10 * patience).String())
+	c := dial(t, old.addr())
+	new := startNew(t, path)
+	s := &scene{t: t, old: old, new: new}
+	release := s.prepare("falls silent")
+	c.send("STEAL\nafter\n")
+	old.logged(`sent {"type":"offer"`)
+	old.signal(unix.SIGTERM)
+	if status := old.status(); status != 0 {
+		t.Errorf("exit status %d, want 0", status)
+	}
+	release()
+	c.expect(stolenLine(old, new))
+	c.expect("after")
+}

@@ -25,7 +25,7 @@ func join(t *testing.T, path string) *socket.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closeQuietly(c) })
-	if _, err := greet(t.Context(), c, anyone); err != nil {
+	if _, err := greet(t.Context(), c, sameUserOrRoot); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -165,7 +165,7 @@ func TestTakenTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	old.logged(`closing descriptor \d+: the new process has the connection`)
+	old.logged(`closing descriptor \d+: left to the new process`)
 	if _, err := conn.Write([]byte("mine\n")); err != nil {
 		t.Error(err)
 	}

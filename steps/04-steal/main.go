@@ -20,6 +20,7 @@ package main
 import (
 	"context"
 	"flag"
+	"fmt"
 	"io"
 	"log"
 	"os"
@@ -39,6 +40,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	verbose := flags.Bool("v", false, "show every message")
 	if err := parseFlags(flags, args, stdout); err != nil {
 		return err
+	}
+	if *timeout <= 0 {
+		return usageError{fmt.Errorf("-timeout %v: a new process needs some time to answer", *timeout)}
 	}
 	if *verbose {
 		trace = log.Printf

@@ -24,7 +24,7 @@ func runNew(ctx context.Context, path string, stdout io.Writer) error {
 		return err
 	}
 	defer closeQuietly(control)
-	old, err := greet(ctx, control, anyone)
+	old, err := greet(ctx, control, sameUserOrRoot)
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,9 @@ func runNew(ctx context.Context, path string, stdout io.Writer) error {
 			log.Printf("%v is gone; connections to serve to their end: %d", old, serving.Load())
 			return nil
 		default:
-			log.Printf("%v; connections to serve to their end: %d", err, serving.Load())
+			if n := serving.Load(); n > 0 {
+				log.Printf("%v; connections to serve to their end: %d", err, n)
+			}
 			return err
 		}
 	}

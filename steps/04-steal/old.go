@@ -21,6 +21,8 @@ type oldProcess struct {
 	stdout  io.Writer
 	timeout time.Duration // how long an offer may stay unanswered
 
+	greeting sync.Mutex // one at a time, so that the place is taken by who finishes its hello
+
 	mu      sync.Mutex
 	waiting *giver // to the new process that waits; nil if none does
 }
@@ -91,28 +93,39 @@ func (o *oldProcess) steal(c *net.TCPConn, id identity, unread []byte) (taken bo
 
 // meet gives a new process the place of the one that waits, as long as it stays.
 func (o *oldProcess) meet(ctx context.Context, c *socket.Conn) {
-	var to *giver
-	_, err := greet(ctx, c, func(p peer) error {
-		if err := sameUser(p); err != nil {
-			return err
-		}
-		// Before our hello, not after its: whoever has seen our hello may count on being the
-		// one that waits.
-		to = newGiver(c, p, o.timeout)
-		return o.reserve(to)
-	})
-	defer o.vacate(to)
+	to, err := o.welcome(ctx, c)
 	switch {
-	case errors.Is(err, io.EOF): // it only looked whether anybody is here
+	case err == nil:
+	case ctx.Err() != nil, errors.Is(err, io.EOF): // it only looked whether anybody is here
 		return
-	case err != nil:
+	default:
 		log.Print(err)
 		return
 	}
+	defer o.vacate(to)
 	log.Printf("%v waits for connections: type STEAL in one", to.to)
 	if err := to.run(ctx); err != nil {
 		log.Print(err)
 	}
+}
+
+// welcome says hello to a new process that may have the place. It has it before it hears our
+// hello: from then on it may count on it.
+func (o *oldProcess) welcome(ctx context.Context, c *socket.Conn) (to *giver, err error) {
+	o.greeting.Lock()
+	defer o.greeting.Unlock()
+	_, err = greet(ctx, c, func(p peer) error {
+		if err := sameUser(p); err != nil {
+			return err
+		}
+		to = newGiver(c, p, o.timeout)
+		return o.reserve(to)
+	})
+	if err != nil {
+		o.vacate(to)
+		return nil, err
+	}
+	return to, nil
 }
 
 // reserve gives the only place for a new process to the one behind to, if it is free.
@@ -130,7 +143,7 @@ func (o *oldProcess) reserve(to *giver) error {
 func (o *oldProcess) vacate(to *giver) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if to != nil && o.waiting == to {
+	if to != nil && o.waiting == to { // it may not have come so far
 		o.waiting = nil
 		to.stop()
 	}
@@ -140,7 +153,7 @@ func (o *oldProcess) vacate(to *giver) {
 func reason(ctx context.Context, taken bool, err error) string {
 	switch {
 	case taken:
-		return "the new process has the connection"
+		return "left to the new process"
 	case ctx.Err() != nil:
 		return "this process is ending"
 	case err != nil:

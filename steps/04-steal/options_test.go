@@ -56,7 +56,7 @@ func TestGivingLeavesOptionsAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	send(t, control, message{Type: "taken", ID: m.ID})
-	old.logged(`the new process has the connection`)
+	old.logged(`left to the new process`)
 	if after := options(t, fd); !maps.Equal(before, after) {
 		t.Errorf("options before: %v\nafter: %v", before, after)
 	}

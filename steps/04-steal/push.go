@@ -22,7 +22,8 @@ func sendOffer(ctx context.Context, control *socket.Conn, m message, conn syscal
 	return borrow(conn, func(fd int) error { return sendMessage(ctx, control, m, fd) })
 }
 
-// fetchFD returns the descriptor of an offer, which becomes the caller's.
+// fetchFD returns the descriptor of an offer, which becomes the caller's. How it is found is not
+// the message's business here; it is where descriptors are not pushed.
 func fetchFD(_ message, fds []int) (int, error) {
 	if len(fds) != offerFDs {
 		return -1, fmt.Errorf("%w: %d, not %d", errMissingFDs, len(fds), offerFDs)

@@ -87,3 +87,46 @@ func takenWithin(t *testing.T, server syscall.Conn, timeout time.Duration) bool 
 	}
 	return newHasIt
 }
+
+// A queue so small that the offer leaves no room to withdraw it. The old side must not go on
+// before it has: a new side that wakes up later would take the connection for an orphan.
+func TestWithdrawWaitsForRoom(t *testing.T) {
+	server, _ := serverSide(t)
+	oldEnd, newEnd := controlPair(t)
+	if err := oldEnd.SetsockoptInt(unix.SOL_SOCKET, unix.SO_SNDBUF, 11500); err != nil {
+		t.Fatal(err)
+	}
+	g := newGiver(oldEnd, peer{pid: 1}, time.Millisecond)
+	running := make(chan error, 1)
+	go func() { running <- g.run(t.Context()) }()
+	failure := make(chan error, 1)
+	go func() { failure <- g.give(server, make([]byte, bufferSize)) }()
+
+	full := func() bool { return sendQueue(t, oldEnd) > bufferSize }
+	eventually(t, "the offer is in the queue", full)
+	select {
+	case err := <-failure:
+		t.Fatalf("the old side has gone on (%v), and the new side knows nothing of it", err)
+	case <-time.After(50 * time.Millisecond): // the time-out is long over, and it still waits
+	}
+	s, err := (&taker{peer{pid: 2}, newEnd}).take(t.Context())
+	if err == nil {
+		closeQuietly(s.conn)
+	}
+	if oldHasIt, newHasIt := <-failure != nil, err == nil; oldHasIt == newHasIt {
+		t.Errorf("old side has the connection: %v; new side: %v (%v)", oldHasIt, newHasIt, err)
+	}
+	<-running
+}
+
+// sendQueue is how many bytes have been sent and not received yet (SIOCOUTQ, unix(7)).
+func sendQueue(t *testing.T, c *socket.Conn) (n int) {
+	t.Helper()
+	if err := borrow(c, func(fd int) (err error) {
+		n, err = unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

@@ -14,7 +14,8 @@ package main
 //   - "taken" is the commit point. Once the new process has queued it, the connection is the
 //     new one's, although the old one may not know yet.
 //   - An old process that tires of waiting says "withdraw", shuts its socket down, and reads
-//     the queue to its end. Either "taken" was in time, or it will never come.
+//     the queue to its end. Either "taken" was in time, or it will never come. Until "withdraw"
+//     is in the queue, it does not touch the connection.
 //   - A new process whose "taken" no longer gets in reads to the end too. It finds "withdraw",
 //     or an old process that died before it could take the connection back.
 
@@ -25,7 +26,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"os"
 	"syscall"
 	"time"
 
@@ -59,7 +59,9 @@ const maxRecord = 32 << 10
 // errNobodyWaits is why a connection stays where it is when there is nowhere to go.
 var errNobodyWaits = errors.New("no new process is waiting")
 
-// giver is the old process's side of the control connection to a new one.
+// giver is the old process's side of the control connection to a new one. One goroutine is in
+// run, and makes one offer after the other; one is in listen, and passes the answers on to it.
+// The connections' own goroutines call give, and wait in there.
 type giver struct {
 	to      peer
 	control *socket.Conn
@@ -100,21 +102,21 @@ func (g *giver) give(conn syscall.Conn, unread []byte) error {
 func (g *giver) stop() { close(g.gone) }
 
 // run gives one connection after the other, until the new process is gone, breaks the protocol
-// or falls silent, which its error says; or until ctx ends, and then it is nil. The caller
-// calls stop then.
+// or falls silent, which its error says; or until ctx ends, and then it is nil. Then the caller
+// calls stop, closes the control connection, and ends with ctx as well.
 func (g *giver) run(ctx context.Context) error {
 	answers := make(chan message)
 	go g.listen(answers)
 	for {
 		select {
 		case o := <-g.offers:
-			o.result <- g.exchange(o, answers)
+			o.result <- g.exchange(ctx, o, answers)
 		case m, open := <-answers:
 			if !open {
 				return fmt.Errorf("%v no longer waits", g.to)
 			}
 			err := g.brokenBy(m)
-			g.withdraw(m.ID, err, answers)
+			g.withdraw(ctx, 0, err, answers) // no offer is open
 			return err
 		case <-ctx.Done():
 			return nil
@@ -127,8 +129,11 @@ func (g *giver) listen(answers chan<- message) {
 	defer close(answers)
 	for {
 		m, _, err := receiveMessage(context.Background(), g.control, 0)
-		if err != nil {
+		switch {
+		case errors.Is(err, io.EOF):
 			return
+		case err != nil: // the queue goes on, and what counts may still be in it
+			m = message{Type: nonsense, Reason: err.Error()}
 		}
 		select {
 		case answers <- m:
@@ -138,18 +143,19 @@ func (g *giver) listen(answers chan<- message) {
 	}
 }
 
-// exchange makes one offer and returns nil once the new process has taken it. One offer is
-// open at a time, so that the queue always has room to withdraw it.
-func (g *giver) exchange(o offer, answers <-chan message) error {
+// exchange makes one offer and returns nil once the new process has taken it. If ctx ends
+// meanwhile, it returns nil too: this process will never touch the connection again, and when
+// its end of the control connection closes, the new process takes an orphan.
+func (g *giver) exchange(ctx context.Context, o offer, answers <-chan message) error {
 	id, err := identify(o.conn)
 	if err != nil {
 		return err
 	}
 	g.lastID++
 	m := message{Type: "offer", ID: g.lastID, Cookie: id.cookie, Unread: o.unread}
-	ctx, cancel := context.WithTimeout(context.Background(), g.timeout)
+	inTime, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
-	if err := sendOffer(ctx, g.control, m, o.conn); err != nil {
+	if err := sendOffer(inTime, g.control, m, o.conn); err != nil {
 		return fmt.Errorf("offer to %v: %w", g.to, err) // nothing was sent, so nothing is open
 	}
 
@@ -157,7 +163,7 @@ func (g *giver) exchange(o offer, answers <-chan message) error {
 	select {
 	case a, open := <-answers:
 		switch {
-		case !open:
+		case !open: // the queue has ended, and taken was not in it
 			return fmt.Errorf("%v went away without taking it", g.to)
 		case a.ID == m.ID && a.Type == "taken":
 			return nil
@@ -165,33 +171,36 @@ func (g *giver) exchange(o offer, answers <-chan message) error {
 			return fmt.Errorf("%v refused: %q", g.to, a.Reason)
 		}
 		reason = g.brokenBy(a)
-	case <-ctx.Done():
+	case <-inTime.Done():
 		reason = fmt.Errorf("%v did not answer within %v", g.to, g.timeout)
 	}
-	if taken := g.withdraw(m.ID, reason, answers); taken {
+	if ctx.Err() != nil || g.withdraw(ctx, m.ID, reason, answers) {
 		return nil
 	}
 	return reason
 }
 
 // withdraw ends the conversation in such a way that both sides know who has the connection of
-// the open offer. It reports whether the new process had taken it in time.
-func (g *giver) withdraw(id uint64, reason error, answers <-chan message) (taken bool) {
-	// In this order: a new process that finds the socket shut must find the reason before it.
-	if err := sendNow(g.control, message{Type: "withdraw", ID: id, Reason: reason.Error()}); err != nil {
-		// Nobody is there to read it; or the queue is full, and then it answers without
-		// reading, and cannot hold what was offered.
+// the open offer. It reports whether that is not this process any more: the new one had taken
+// it in time; or ctx ended before it could be withdrawn, as in exchange.
+func (g *giver) withdraw(ctx context.Context, id uint64, reason error, answers <-chan message) (gone bool) {
+	// In this order: a new process that finds the socket shut must find the reason before it,
+	// or it would take the connection for an orphan. So this waits as long as it must.
+	err := sendMessage(ctx, g.control, message{Type: "withdraw", ID: id, Reason: reason.Error()})
+	if err != nil && !isHangup(err) {
 		log.Printf("withdraw offer %d of %v: %v", id, g.to, err)
+		return true
 	}
 	if err := g.control.Shutdown(unix.SHUT_RDWR); err != nil {
 		log.Printf("%v: %v", g.to, err) // not connected any more: the queue ends all the same
 	}
 	for a := range answers {
-		taken = taken || a.ID == id && a.Type == "taken"
+		gone = gone || a.ID == id && a.Type == "taken"
 	}
-	return taken
+	return gone
 }
 
+// brokenBy is the error of an answer that nothing has asked for.
 func (g *giver) brokenBy(m message) error {
 	return fmt.Errorf("%v broke the protocol: %w", g.to, m.complaint())
 }
@@ -223,12 +232,19 @@ func (t *taker) take(ctx context.Context) (stolen, error) {
 		if err == nil {
 			return t.commit(ctx, m, conn)
 		}
-		log.Printf("refused offer %d of %v: %v", m.ID, t.from, err)
-		err = sendMessage(ctx, t.control, message{Type: "refused", ID: m.ID, Reason: err.Error()})
-		if err != nil && !isHangup(err) { // a hang-up is the next thing that we receive
+		if err := t.refuse(ctx, m, err); err != nil {
 			return stolen{}, err
 		}
 	}
+}
+
+func (t *taker) refuse(ctx context.Context, m message, why error) error {
+	log.Printf("refused offer %d of %v: %v", m.ID, t.from, why)
+	err := sendMessage(ctx, t.control, message{Type: "refused", ID: m.ID, Reason: why.Error()})
+	if isHangup(err) {
+		return nil // that is the next thing that we receive
+	}
+	return err
 }
 
 // adopt makes a connection of an offer and its descriptor, if they are what they should be.
@@ -289,26 +305,12 @@ func isHangup(err error) bool {
 
 // sendMessage sends a message, whole or not at all, with duplicates of fds.
 func sendMessage(ctx context.Context, c *socket.Conn, m message, fds ...int) error {
-	return traced(m, func(record []byte) error { return sendFDs(ctx, c, record, fds...) })
-}
-
-// sendNow sends a message if the queue has room for it. It never waits, and so no clock that
-// has run out meanwhile can keep it from trying.
-func sendNow(c *socket.Conn, m message) error {
-	return traced(m, func(record []byte) error {
-		return borrow(c, func(fd int) error {
-			return os.NewSyscallError("sendmsg", unix.Sendmsg(fd, record, nil, nil, unix.MSG_DONTWAIT))
-		})
-	})
-}
-
-func traced(m message, send func(record []byte) error) error {
 	record, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
 	trace("sending %s", record)
-	if err := send(record); err != nil {
+	if err := sendFDs(ctx, c, record, fds...); err != nil {
 		return err
 	}
 	trace("sent %s", record)
@@ -325,7 +327,8 @@ func receiveMessage(ctx context.Context, c *socket.Conn, most int) (m message, f
 		return message{}, nil, err
 	}
 	trace("received %#q", record[:n])
-	if jsonErr := json.Unmarshal(record[:n], &m); err == nil {
+	jsonErr := json.Unmarshal(record[:n], &m) // in any case: a refusal should name its offer
+	if err == nil {
 		err = jsonErr
 	}
 	if err != nil {
