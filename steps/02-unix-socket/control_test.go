@@ -391,3 +391,27 @@ func TestGiftsWithHelloAreDropped(t *testing.T) {
 		t.Errorf("%d descriptors, want %d and the connection", now, before)
 	}
 }
+
+// A second Close must not remove the successor's path, whose file has the inode number of the
+// first one's more often than not.
+func TestClosingTwice(t *testing.T) {
+	path := meetingPlace(t)
+	for range 20 {
+		first, err := listenControl(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := first.Close(); err != nil {
+			t.Fatal(err)
+		}
+		second, err := listenControl(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		closeQuietly(first)
+		closeQuietly(liar(t, path))
+		if err := second.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
