@@ -116,7 +116,9 @@ func TestWithdrawWaitsForRoom(t *testing.T) {
 	if oldHasIt, newHasIt := <-failure != nil, err == nil; oldHasIt == newHasIt {
 		t.Errorf("old side has the connection: %v; new side: %v (%v)", oldHasIt, newHasIt, err)
 	}
-	<-running
+	if err := <-running; err == nil {
+		t.Error("the old side waits on, although nobody is there")
+	}
 }
 
 // sendQueue is how many bytes have been sent and not received yet (SIOCOUTQ, unix(7)).
