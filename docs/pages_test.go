@@ -1,0 +1,97 @@
+package docs
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// Every relative link leads to a file, and every anchor to a heading.
+func TestLinks(t *testing.T) {
+	for _, p := range pages(t) {
+		for _, err := range deadLinks(p) {
+			t.Error(err)
+		}
+	}
+}
+
+var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+
+func deadLinks(p page) (dead []error) {
+	text := fenced.ReplaceAllString(p.text, "") // code may look like links
+	for _, match := range link.FindAllStringSubmatch(text, -1) {
+		target := match[1]
+		if strings.Contains(target, "://") {
+			continue // not ours to keep alive
+		}
+		file, anchor, _ := strings.Cut(target, "#")
+		where := filepath.Join(filepath.Dir(p.path), file)
+		if file == "" {
+			where = p.path
+		}
+		content, err := os.ReadFile(where)
+		if info, statErr := os.Stat(where); statErr == nil && info.IsDir() && anchor == "" {
+			continue
+		}
+		if file == "" {
+			content, err = []byte(p.text), nil
+		}
+		if err != nil {
+			dead = append(dead, fmt.Errorf("%s: link to %s: %w", p.path, target, err))
+		} else if anchor != "" && !anchors(string(content))[anchor] {
+			dead = append(dead, fmt.Errorf("%s: link to %s: no such heading", p.path, target))
+		}
+	}
+	return dead
+}
+
+// anchors are the names that forges give to headings: small letters, hyphens for spaces, and
+// nothing but letters, digits, hyphens and underscores.
+func anchors(text string) map[string]bool {
+	names := map[string]bool{}
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(fenced.ReplaceAllString(text, ""), -1) {
+		name := strings.ReplaceAll(strings.ToLower(heading[1]), " ", "-")
+		names[regexp.MustCompile(`[^\p{L}\p{N}_-]`).ReplaceAllString(name, "")] = true
+	}
+	return names
+}
+
+// A test that a page names as a proof must exist in the file that it links to.
+func TestProofsExist(t *testing.T) {
+	for _, p := range pages(t) {
+		for _, err := range missingProofs(p) {
+			t.Error(err)
+		}
+	}
+}
+
+var proof = regexp.MustCompile("\\[`((?:Test|Fuzz|Benchmark)\\w+)`\\]\\(([^)\\s#]+)\\)")
+
+func missingProofs(p page) (missing []error) {
+	for _, match := range proof.FindAllStringSubmatch(p.text, -1) {
+		name, file := match[1], filepath.Join(filepath.Dir(p.path), match[2])
+		source, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(source), "func "+name+"(") {
+			missing = append(missing, fmt.Errorf("%s: %s has no %s", p.path, file, name))
+		}
+	}
+	return missing
+}
+
+// Planted errors: dead links, and a proof that is not there.
+func TestDeadLinksAreNoticed(t *testing.T) {
+	p := page{"docs/page.md", "# A heading, `quoted`\n" +
+		"[ok](#a-heading-quoted) [ok](01-echo.md) [ok](../steps/01-echo) [ok](https://example.com/x)\n" +
+		"[dead](#nowhere) [dead](nowhere.md) [dead](01-echo.md#nowhere)\n" +
+		"```go\nx[i](y)\n```\n" +
+		"[`TestUsage`](../steps/01-echo/echo_test.go) [`TestNothing`](../steps/01-echo/echo_test.go)\n"}
+	if dead := deadLinks(p); len(dead) != 3 {
+		t.Errorf("got %v, want three", dead)
+	}
+	if missing := missingProofs(p); len(missing) != 1 {
+		t.Errorf("got %v, want one", missing)
+	}
+}

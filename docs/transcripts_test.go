@@ -1,0 +1,458 @@
+//go:build linux
+
+package docs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A console block is a script, with the output that it had. Its terminals have names:
+//
+//	old$ go run ./steps/04-steal      starts a command in the terminal old
+//	client> hello                     types a line into what runs in the terminal client
+//	old:                              goes on showing what the terminal old prints
+//	...                               stands for any lines
+//
+// Every other line is output of the terminal named last. Numbers that differ from run to run,
+// such as pids, need only be used alike: one number on the page, one number in the run.
+func TestTranscripts(t *testing.T) {
+	bin := t.TempDir()
+	if out, err := exec.Command("go", "build", "-o", bin, "./steps/...").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	check(t, "console", func(t *testing.T, b block) (string, error) {
+		truth, err := newStage(t, bin).play(b.text)
+		if tool := new(missingTool); errors.As(err, tool) && os.Getenv("DOCS_TOOLS") == "" {
+			t.Skip(err) // .ci/run installs them, and sets DOCS_TOOLS
+		}
+		return truth, err
+	})
+}
+
+// quiet is how long a terminal must have been still before its output is taken for complete,
+// once it is known to differ from the page.
+const quiet = 500 * time.Millisecond
+
+// patience bounds the wait for a line that the page promises.
+const patience = 20 * time.Second
+
+// stage is where one transcript is played.
+type stage struct {
+	bin       string // the steps, built
+	run       string // XDG_RUNTIME_DIR
+	terminals map[string]*terminal
+	names     *renaming
+}
+
+// newStage ends, with all that runs on it, with the test.
+func newStage(t *testing.T, bin string) *stage {
+	s := &stage{bin: bin, run: t.TempDir(), terminals: map[string]*terminal{}, names: newRenaming()}
+	t.Cleanup(func() {
+		for _, term := range s.terminals {
+			term.kill()
+		}
+	})
+	return s
+}
+
+var (
+	starts = regexp.MustCompile(`^([a-z]*)\$ (.*)$`)
+	types  = regexp.MustCompile(`^([a-z]*)> (.*)$`)
+	shows  = regexp.MustCompile(`^([a-z]+):$`)
+)
+
+// play performs a transcript and returns it as it really went. Where the page is right, its own
+// words stay.
+func (s *stage) play(script string) (string, error) {
+	var truth strings.Builder
+	lines := strings.SplitAfter(strings.TrimSuffix(script, "\n"), "\n")
+	for i := 0; i < len(lines); {
+		line := strings.TrimSuffix(lines[i], "\n")
+		term, err := s.perform(line)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", line, err)
+		}
+		truth.WriteString(line + "\n")
+		var expected []string
+		for i++; i < len(lines); i++ {
+			next := strings.TrimSuffix(lines[i], "\n")
+			if starts.MatchString(next) || types.MatchString(next) || shows.MatchString(next) {
+				break
+			}
+			expected = append(expected, next)
+		}
+		for _, line := range term.show(expected, s.names) {
+			truth.WriteString(line + "\n")
+		}
+		term.elided = len(expected) > 0 && expected[len(expected)-1] == "..."
+	}
+	for name, term := range s.terminals {
+		if more := term.unshown(); len(more) > 0 && !term.elided {
+			return "", fmt.Errorf("terminal %q prints more than the page says (say so with ...): %q", name, more)
+		}
+	}
+	return truth.String(), nil
+}
+
+// perform does what a line of the script says, and returns the terminal that it is about.
+func (s *stage) perform(line string) (*terminal, error) {
+	if m := starts.FindStringSubmatch(line); m != nil {
+		if old := s.terminals[m[1]]; old != nil {
+			old.kill()
+		}
+		term, err := s.start(s.names.toRun(m[2]))
+		s.terminals[m[1]] = term
+		return term, err
+	}
+	name, typed := "", ""
+	if m := types.FindStringSubmatch(line); m != nil {
+		name, typed = m[1], m[2]+"\n"
+	} else if m := shows.FindStringSubmatch(line); m != nil {
+		name = m[1]
+	}
+	term := s.terminals[name]
+	if term == nil {
+		return nil, errors.New("nothing has been started in that terminal")
+	}
+	_, err := io.WriteString(term.stdin, typed)
+	return term, err
+}
+
+var goRun = regexp.MustCompile(`go run \./steps/(\S+)`)
+
+// start runs a command as the page shows it, with the steps built already, a control path of
+// its own, and ports of the kernel's choice.
+func (s *stage) start(command string) (*terminal, error) {
+	if tool, _, _ := strings.Cut(command, " "); tool != "go" {
+		if _, err := exec.LookPath(tool); err != nil {
+			return nil, missingTool{err}
+		}
+	}
+	serves := regexp.MustCompile(`(01-echo|04-steal)( -v)?$`).MatchString(command)
+	// exec, so that the shell is not there to comment on how the step ended.
+	command = goRun.ReplaceAllString(command, "exec "+filepath.Join(s.bin, "$1"))
+	if serves {
+		command += " -addr 127.0.0.1:0"
+	}
+	term := &terminal{cmd: exec.Command("sh", "-c", command)}
+	term.cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+s.run)
+	term.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to end all of it
+	term.hide = s.run
+	var err error
+	if term.stdin, err = term.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	r, w, err := os.Pipe() // one for both keeps the lines in order
+	if err != nil {
+		return nil, err
+	}
+	term.cmd.Stdout, term.cmd.Stderr = w, w
+	if err := errors.Join(term.cmd.Start(), w.Close()); err != nil {
+		return nil, err
+	}
+	term.reading.Go(func() { _, _ = io.Copy(term, r) }) // until all that write to it have ended
+	return term, nil
+}
+
+// missingTool is a command that this machine does not have.
+type missingTool struct{ error }
+
+// terminal is where one command runs.
+type terminal struct {
+	cmd     *exec.Cmd
+	stdin   io.WriteCloser
+	hide    string // the folder that the page calls /run/user/1000
+	elided  bool   // the page does not show all that follows
+	reading sync.WaitGroup
+
+	mu    sync.Mutex
+	text  bytes.Buffer
+	shown int // lines
+}
+
+func (t *terminal) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.text.Write(b)
+}
+
+// unshown is what the command has printed since the page last showed something of it.
+func (t *terminal) unshown() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	text := strings.ReplaceAll(t.text.String(), t.hide, "/run/user/1000")
+	lines := strings.Split(text, "\n")
+	return lines[t.shown : len(lines)-1] // behind the last newline is no line yet
+}
+
+func (t *terminal) kill() {
+	_ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
+	t.reading.Wait()
+	_ = t.cmd.Wait() // killed, mostly
+}
+
+// show waits for the expected output. It returns that, if it comes, and else what came instead.
+func (t *terminal) show(expected []string, names *renaming) []string {
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		lines := t.unshown()
+		trial := names.clone()
+		used, verdict := matches(expected, lines, trial)
+		if verdict == same {
+			*names = *trial
+			t.shown += used
+			return expected
+		}
+		if verdict == different || time.Now().After(end) {
+			return t.truth(names)
+		}
+	}
+}
+
+// truth is all that the terminal prints until it is quiet, as the page should show it.
+func (t *terminal) truth(names *renaming) []string {
+	for before := -1; before != len(t.unshown()); time.Sleep(quiet) {
+		before = len(t.unshown())
+	}
+	var truth []string
+	for _, line := range t.unshown() {
+		truth = append(truth, names.toPage(line))
+	}
+	t.shown += len(truth)
+	return truth
+}
+
+const (
+	same = iota
+	different
+	incomplete // so far it is the same
+)
+
+// matches compares lines with what is expected, and returns how many of them that took.
+func matches(expected, lines []string, names *renaming) (used, verdict int) {
+	for i, want := range expected {
+		if want == "..." {
+			for skip := 0; used+skip <= len(lines); skip++ {
+				trial := names.clone()
+				if n, verdict := matches(expected[i+1:], lines[used+skip:], trial); verdict == same {
+					*names = *trial
+					return used + skip + n, same
+				}
+			}
+			return used, incomplete
+		}
+		if used == len(lines) {
+			return used, incomplete
+		}
+		if !names.same(want, lines[used]) {
+			return used, different
+		}
+		used++
+	}
+	return used, same
+}
+
+// renaming remembers which number on the page stands for which number of the run.
+type renaming struct {
+	page, run map[number]string // from the run's to the page's, and back
+}
+
+// number is a number of a kind: pid 7 and descriptor 7 have nothing to do with each other.
+type number struct{ kind, value string }
+
+func newRenaming() *renaming {
+	return &renaming{map[number]string{}, map[number]string{}}
+}
+
+func (r *renaming) clone() *renaming { return &renaming{maps.Clone(r.page), maps.Clone(r.run)} }
+
+// kinds are the numbers that differ from run to run, by what stands around them. What is
+// measured, in milliseconds, may differ within a run as well.
+var kinds = []struct {
+	kind, first string
+	around      *regexp.Regexp
+}{
+	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client)\[(\d+)\]|\bpid (\d+)|kill -9 (\d+)|/proc/(\d+)/`)},
+	{"port", "8080", regexp.MustCompile(`127\.0\.0\.1[: ](\d+)`)},
+	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]`)},
+	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
+	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)`)},
+	{"byte", "", regexp.MustCompile(`([0-9a-f]{2}) 00 00 00 {2,}descriptor`)},
+	{"user", "", regexp.MustCompile(`[ug]id (\d+)`)},
+	{"folder", "1", regexp.MustCompile(`(?:steal-demo|scm-rights-)(\d+)`)},
+	{"measured", "", regexp.MustCompile(`after (\d+)ms`)},
+}
+
+// split cuts the numbers out of a line, and returns them with what is left.
+func split(line string) (skeleton string, numbers []number, at [][2]int) {
+	for _, k := range kinds {
+		for _, m := range k.around.FindAllStringSubmatchIndex(line, -1) {
+			for g := 2; g < len(m); g += 2 {
+				if m[g] >= 0 {
+					at = append(at, [2]int{m[g], m[g+1]})
+					numbers = append(numbers, number{k.kind, line[m[g]:m[g+1]]})
+				}
+			}
+		}
+	}
+	parts := slices.SortedFunc(slices.Values(at), func(a, b [2]int) int { return a[0] - b[0] })
+	end := 0
+	for _, p := range parts {
+		skeleton += line[end:p[0]] + "#"
+		end = p[1]
+	}
+	return skeleton + line[end:], numbers, at
+}
+
+// same reports whether a line of the page and one of the run differ in nothing but numbers,
+// and these are used as before.
+func (r *renaming) same(page, run string) bool {
+	pageLeft, pageNumbers, _ := split(page)
+	runLeft, runNumbers, _ := split(run)
+	if pageLeft != runLeft || len(pageNumbers) != len(runNumbers) {
+		return false
+	}
+	for i, p := range pageNumbers {
+		n := runNumbers[i]
+		if p.kind != n.kind {
+			return false
+		}
+		if p.kind == "measured" {
+			continue
+		}
+		known, seen := r.page[n]
+		back, backSeen := r.run[p]
+		if seen && known != p.value || backSeen && back != n.value {
+			return false
+		}
+		r.page[n], r.run[p] = p.value, n.value
+	}
+	return true
+}
+
+// toRun replaces the page's numbers in a command by those of the run.
+func (r *renaming) toRun(command string) string {
+	return replace(command, func(n number) string {
+		if value, known := r.run[n]; known {
+			return value
+		}
+		return n.value
+	})
+}
+
+// toPage replaces the run's numbers in a line by those of the page, and invents what is new.
+func (r *renaming) toPage(line string) string {
+	return replace(line, func(n number) string {
+		if value, known := r.page[n]; known {
+			return value
+		}
+		invented := n.value
+		for _, k := range kinds {
+			if k.kind == n.kind && k.first != "" {
+				invented = k.first
+			}
+		}
+		for r.run[number{n.kind, invented}] != "" {
+			invented = successor(invented)
+		}
+		r.page[n], r.run[number{n.kind, invented}] = invented, n.value
+		return invented
+	})
+}
+
+func successor(value string) string {
+	var n int
+	if _, err := fmt.Sscan(value, &n); err != nil {
+		return value + "x"
+	}
+	if n == 8080 {
+		n = 40000 // clients' ports look like this
+	}
+	return fmt.Sprint(n + 1)
+}
+
+func replace(line string, by func(number) string) string {
+	_, numbers, at := split(line)
+	order := make([]int, len(at))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return at[a][0] - at[b][0] })
+	var out strings.Builder
+	end := 0
+	for _, i := range order {
+		out.WriteString(line[end:at[i][0]] + by(numbers[i]))
+		end = at[i][1]
+	}
+	return out.String() + line[end:]
+}
+
+func TestRenaming(t *testing.T) {
+	r := newRenaming()
+	for _, c := range []struct {
+		page, run string
+		same      bool
+	}{
+		{"old[1]: pid 2 waits", "old[777]: pid 888 waits", true},
+		{"new[2]: pid 1 is gone", "new[888]: pid 777 is gone", true},
+		{"new[2]: pid 1 is gone", "new[777]: pid 888 is gone", false},
+		{"old[1]: pid 2 waits", "old[777]: pid 888 sleeps", false},
+		{"descriptor 1, inode 5", "descriptor 9, inode 4", true},
+		{"ends after 51ms", "ends after 52ms", true},
+		{"ends after 51ms", "ends after 53ms", true},
+	} {
+		if got := r.same(c.page, c.run); got != c.same {
+			t.Errorf("%q and %q: %v", c.page, c.run, got)
+		}
+	}
+	if got := r.toRun("kill -9 2"); got != "kill -9 888" {
+		t.Errorf("got %q", got)
+	}
+	if got := r.toPage("new[888] and old[999]"); got != "new[2] and old[4711]" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// Planted errors: a wrong line, a line too many, a pid that is not the one before.
+func TestWrongTranscriptsAreNoticed(t *testing.T) {
+	play := func(script string) string {
+		truth, err := newStage(t, "").play(script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return truth
+	}
+	for _, right := range []string{
+		"$ printf 'one\\ntwo\\n'\none\ntwo\n",
+		"$ printf 'one\\ntwo\\nthree\\n'\n...\nthree\n",
+		"$ echo pid 77\npid 4711\n",
+		"a$ cat\na> hello\nhello\nb$ echo x\nx\na> again\nagain\n",
+	} {
+		if truth := play(right); truth != right {
+			t.Errorf("%q turned into %q", right, truth)
+		}
+	}
+	for wrong, right := range map[string]string{
+		"$ printf 'one\\ntwo\\n'\none\nthree\n":              "$ printf 'one\\ntwo\\n'\none\ntwo\n",
+		"$ echo pid 77; echo pid 78\npid 4711\npid 4711\n":   "$ echo pid 77; echo pid 78\npid 4711\npid 4712\n",
+		"$ echo pid 77; echo pid 77\npid 4711\npid 4712\n":   "$ echo pid 77; echo pid 77\npid 4711\npid 4711\n",
+		"$ printf 'one\\n'; sleep 0.1; echo two\ntwo\none\n": "$ printf 'one\\n'; sleep 0.1; echo two\none\ntwo\n",
+	} {
+		if truth := play(wrong); truth != right {
+			t.Errorf("%q turned into %q, want %q", wrong, truth, right)
+		}
+	}
+}
