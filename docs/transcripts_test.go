@@ -22,7 +22,8 @@ import (
 
 // A console block is a script, with the output that it had. Its terminals have names:
 //
-//	old$ go run ./steps/04-steal      starts a command in the terminal old
+//	old$ go run ./steps/04-steal      starts a command in the terminal old; in the one named
+//	                                  shell, commands end before the story goes on
 //	client> hello                     types a line into what runs in the terminal client
 //	old:                              goes on showing what the terminal old prints
 //	...                               stands for any lines
@@ -115,8 +116,14 @@ func (s *stage) perform(line string) (*terminal, error) {
 			old.kill()
 		}
 		term, err := s.start(s.names.toRun(m[2]))
+		if err != nil {
+			return nil, err
+		}
 		s.terminals[m[1]] = term
-		return term, err
+		if m[1] == "shell" {
+			term.reading.Wait()
+		}
+		return term, nil
 	}
 	name, typed := "", ""
 	if m := types.FindStringSubmatch(line); m != nil {
@@ -143,8 +150,10 @@ func (s *stage) start(command string) (*terminal, error) {
 		}
 	}
 	serves := regexp.MustCompile(`(01-echo|04-steal)( -v)?$`).MatchString(command)
-	// exec, so that the shell is not there to comment on how the step ended.
-	command = goRun.ReplaceAllString(command, "exec "+filepath.Join(s.bin, "$1"))
+	if goRun.MatchString(command) {
+		// exec, so that the shell is not there to comment on how the step ended.
+		command = "exec " + goRun.ReplaceAllString(command, filepath.Join(s.bin, "$1"))
+	}
 	if serves {
 		command += " -addr 127.0.0.1:0"
 	}
@@ -280,20 +289,20 @@ func newRenaming() *renaming {
 func (r *renaming) clone() *renaming { return &renaming{maps.Clone(r.page), maps.Clone(r.run)} }
 
 // kinds are the numbers that differ from run to run, by what stands around them. What is
-// measured, in milliseconds, may differ within a run as well.
+// measured, and what strace shows of threads and pointers, may differ within a run as well.
 var kinds = []struct {
 	kind, first string
 	around      *regexp.Regexp
 }{
-	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client)\[(\d+)\]|\bpid (\d+)|kill -9 (\d+)|/proc/(\d+)/`)},
-	{"port", "8080", regexp.MustCompile(`127\.0\.0\.1[: ](\d+)`)},
+	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -9 (\d+)|/proc/(\d+)/`)},
+	{"port", "8080", regexp.MustCompile(`127\.0\.0\.1[: ](\d+)|htons\((\d+)\)`)},
 	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
-	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)`)},
+	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|\b(?:bind|listen|accept4|epoll_ctl)\((\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
 	{"byte", "", regexp.MustCompile(`([0-9a-f]{2}) 00 00 00 {2,}descriptor`)},
 	{"user", "", regexp.MustCompile(`[ug]id (\d+)`)},
 	{"folder", "1", regexp.MustCompile(`(?:steal-demo|scm-rights-)(\d+)`)},
-	{"measured", "", regexp.MustCompile(`after (\d+)ms`)},
+	{"measured", "", regexp.MustCompile(`after (\d+)ms|\[pid( +\d+)\]|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
 }
 
 // split cuts the numbers out of a line, and returns them with what is left.
