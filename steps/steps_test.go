@@ -162,6 +162,21 @@ func TestReadmeCountsLines(t *testing.T) {
 	}
 }
 
+// The kernel that a step needs is the same in its doc comment and in the README.
+func TestReadmeNamesKernels(t *testing.T) {
+	readme := string(read(t, "../README.md"))
+	for _, step := range all(t) {
+		comment := regexp.MustCompile(`(?m)^// Needs Linux (\S+) `).FindStringSubmatch(string(read(t, step+"/main.go")))
+		if comment == nil {
+			t.Errorf("%s: its doc comment does not say which kernel it needs", step)
+			continue
+		}
+		if !regexp.MustCompile(`(?m)^\| \[.` + step + `.\].* \| ` + regexp.QuoteMeta(comment[1]) + ` \| none \| `).MatchString(readme) {
+			t.Errorf("%s needs Linux %s, and the README says something else", step, comment[1])
+		}
+	}
+}
+
 // codeLines counts lines that are neither blank nor only a comment.
 func codeLines(source string) int {
 	n := 0
