@@ -96,7 +96,8 @@ func TestWithdrawWaitsForRoom(t *testing.T) {
 	if err := oldEnd.SetsockoptInt(unix.SOL_SOCKET, unix.SO_SNDBUF, 11500); err != nil {
 		t.Fatal(err)
 	}
-	g := newGiver(oldEnd, peer{pid: 1}, time.Millisecond)
+	const timeout = 500 * time.Millisecond // in which the offer must be sent, also on a slow machine
+	g := newGiver(oldEnd, peer{pid: 1}, timeout)
 	running := make(chan error, 1)
 	go func() { running <- g.run(t.Context()) }()
 	failure := make(chan error, 1)
@@ -107,7 +108,7 @@ func TestWithdrawWaitsForRoom(t *testing.T) {
 	select {
 	case err := <-failure:
 		t.Fatalf("the old side has gone on (%v), and the new side knows nothing of it", err)
-	case <-time.After(50 * time.Millisecond): // the time-out is long over, and it still waits
+	case <-time.After(2 * timeout): // the time-out is long over, and it still waits
 	}
 	s, err := (&taker{peer{pid: 2}, newEnd}).take(t.Context())
 	if err == nil {
