@@ -144,7 +144,7 @@ func startTogether(t *testing.T, leave func(*process)) {
 func TestFullAcceptQueue(t *testing.T) {
 	path := meetingPlace(t)
 	old := startOld(t, path)
-	old.signal(unix.SIGSTOP)
+	old.stop()
 	for full := false; !full; {
 		fd, err := connect(path)
 		if full = errors.Is(err, unix.EAGAIN); !full && err != nil {

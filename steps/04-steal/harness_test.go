@@ -135,6 +135,16 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
+// stop sends SIGSTOP, and waits until every thread has stopped: the signal takes its time.
+func (p *process) stop() {
+	p.t.Helper()
+	p.signal(unix.SIGSTOP)
+	eventually(p.t, fmt.Sprintf("pid %d stops", p.pid()), func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid()))
+		return err == nil && strings.Contains(string(stat), ") T ")
+	})
+}
+
 // status waits for the end of the process and returns its exit status, -1 after a signal.
 func (p *process) status() int {
 	p.t.Helper()

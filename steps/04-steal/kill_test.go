@@ -160,11 +160,7 @@ func (s *scene) prepare(situation string) (release func()) {
 	s.t.Helper()
 	switch situation {
 	case "falls silent":
-		s.new.signal(unix.SIGSTOP)
-		eventually(s.t, "the new process stops", func() bool {
-			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.new.pid()))
-			return err == nil && strings.Contains(string(stat), ") T ")
-		})
+		s.new.stop()
 		return func() { s.new.signal(unix.SIGCONT) }
 	case "refuses":
 		// Without a free number below its limit it can receive no descriptor.
