@@ -140,8 +140,13 @@ func (p *process) stop() {
 	p.t.Helper()
 	p.signal(unix.SIGSTOP)
 	eventually(p.t, fmt.Sprintf("pid %d stops", p.pid()), func() bool {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid()))
-		return err == nil && strings.Contains(string(stat), ") T ")
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.pid()))
+		for _, thread := range threads {
+			if stat, err := os.ReadFile(thread); err != nil || !strings.Contains(string(stat), ") T ") {
+				return false
+			}
+		}
+		return err == nil && len(threads) > 0
 	})
 }
 
