@@ -4,8 +4,8 @@ package main
 
 // The protocol by which a live TCP connection changes its process. To copy: this file with
 // push.go, verify.go, fdpass.go, identity.go, borrow.go, hello.go and control.go. It promises that a
-// connection is never served by two processes, never by none while either lives, and that
-// both know which, whoever is killed and whenever.
+// connection is never served by two processes, never by none while its owner lives, and that
+// both know who that is, whoever is killed and whenever.
 //
 // Two sides that can only send each other messages can never be sure that they agree: the
 // last message may be lost. These two sides share a kernel. What it has queued stays
@@ -78,7 +78,7 @@ type offer struct {
 	result chan error
 }
 
-// newGiver gives nothing before run runs: until then, who wants to give waits. The control
+// newGiver gives nothing before run runs: until then, whoever wants to give waits. The control
 // connection stays the caller's.
 func newGiver(control *socket.Conn, to peer, timeout time.Duration) *giver {
 	return &giver{to: to, control: control, timeout: timeout, offers: make(chan offer), gone: make(chan struct{})}
