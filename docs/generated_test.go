@@ -15,7 +15,9 @@ var generated = regexp.MustCompile(`(?s)(<!-- generated: ([^\n]*) -->\n)(.*?)(<!
 
 var generators = map[string]func(arg string) (string, error){
 	"changes": changes,
-	"kills":   func(string) (string, error) { return kills() },
+	"kills":   kills,
+
+	"kills-that-differ": func(string) (string, error) { return killsThatDiffer() },
 }
 
 func TestGenerated(t *testing.T) {
@@ -109,23 +111,75 @@ func row(title string, files []string) string {
 	return fmt.Sprintf("| %s | %s |\n", title, strings.Join(files, ", "))
 }
 
-// kills makes a table of the rows that the kill test runs.
-func kills() (string, error) {
-	const file = "steps/04-steal/kill_test.go"
-	source, err := os.ReadFile(file)
-	if err != nil {
-		return "", err
-	}
-	rows := regexp.MustCompile("(?m)^\t\\{\"(.*)\", \"(.*)\", `(sending|sent|received) .*\"type\":\"(\\w+)\".*`, \"(\\w+)\"\\},$").FindAllStringSubmatch(string(source), -1)
-	if rows == nil {
-		return "", fmt.Errorf("%s: no rows", file)
-	}
-	moments := map[string]string{"sending": "before it sends", "sent": "after it has sent", "received": "after it has received"}
+// kills makes a table of the rows that a step's kill test runs.
+func kills(step string) (string, error) {
+	rows, err := killRows(step)
 	table := "| the new process | killed | when | the connection is then served by |\n| --- | --- | --- | --- |\n"
 	for _, r := range rows {
-		table += fmt.Sprintf("| %s | %s | %s `%s` | %s |\n", r[1], r[2], moments[r[3]], r[4], r[5])
+		table += fmt.Sprintf("| %s | %s |\n", r.when, r.survives)
+	}
+	return table, err
+}
+
+// killsThatDiffer makes a table of those that end otherwise when descriptors are pulled.
+func killsThatDiffer() (string, error) {
+	pushed, pushErr := killRows("04-steal")
+	pulled, pullErr := killRows("05-pidfd")
+	if err := errors.Join(pushErr, pullErr); err != nil {
+		return "", err
+	}
+	table := "| the new process | killed | when | pushed (04), it is served by | pulled (05), by |\n| --- | --- | --- | --- | --- |\n"
+	for i, r := range pulled {
+		if i < len(pushed) && pushed[i].when == r.when && pushed[i].survives != r.survives {
+			table += fmt.Sprintf("| %s | %s | %s |\n", r.when, pushed[i].survives, r.survives)
+		}
 	}
 	return table, nil
+}
+
+// killRow is one kill: three columns that say when, and who survives it.
+type killRow struct{ when, survives string }
+
+func killRows(step string) ([]killRow, error) {
+	folder := "steps/" + step
+	source, err := os.ReadFile(folder + "/kill_test.go")
+	if err != nil {
+		return nil, err
+	}
+	inFlight, err := inFlight(folder)
+	if err != nil {
+		return nil, err
+	}
+	moments := map[string]string{"sending": "before it sends", "sent": "after it has sent", "received": "after it has received"}
+	var rows []killRow
+	for _, r := range killSource.FindAllStringSubmatch(string(source), -1) {
+		survives := r[5]
+		if survives == "inFlight" {
+			survives = inFlight
+		}
+		rows = append(rows, killRow{fmt.Sprintf("%s | %s | %s `%s`", r[1], r[2], moments[r[3]], r[4]), survives})
+	}
+	if rows == nil {
+		return nil, fmt.Errorf("%s: no rows", folder)
+	}
+	return rows, nil
+}
+
+var killSource = regexp.MustCompile("(?m)^\t\\{\"(.*)\", \"(.*)\", `(sending|sent|received) .*\"type\":\"(\\w+)\".*`, \"?(\\w+)\"?\\},$")
+
+// inFlight is who has a connection whose sender has died, as the step's tests say.
+func inFlight(folder string) (string, error) {
+	for _, file := range []string{"push_test.go", "pidfd_test.go"} {
+		source, err := os.ReadFile(folder + "/" + file)
+		switch {
+		case err != nil: // the step has the other one
+		case strings.Contains(string(source), "const survivesInFlight = true"):
+			return "new", nil
+		case strings.Contains(string(source), "const survivesInFlight = false"):
+			return "nobody", nil
+		}
+	}
+	return "", fmt.Errorf("%s: what becomes of a descriptor in flight?", folder)
 }
 
 // Planted errors: a generated part that somebody has edited, and one that nobody generates.
@@ -141,7 +195,7 @@ func TestEditedPartsAreNoticed(t *testing.T) {
 	if _, wrong := (page{"docs/page.md", "<!-- generated: gossip -->\n<!-- end -->"}).generate(); len(wrong) != 1 {
 		t.Errorf("got %v", wrong)
 	}
-	if table, err := kills(); err != nil || strings.Count(table, "\n") < 12 {
+	if table, err := kills("04-steal"); err != nil || strings.Count(table, "\n") < 12 {
 		t.Errorf("%q, %v", table, err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +29,7 @@ import (
 const (
 	asStep = "STEP_TEST_AS_STEP"
 	killAt = "STEP_TEST_KILL_AT" // a pattern: die the moment such a line is to be logged
+	stopAt = "STEP_TEST_STOP_AT" // a pattern: stop the moment such a line is to be logged
 	asRole = "STEP_TEST_AS_ROLE" // be one of roles instead
 )
 
@@ -40,7 +42,9 @@ const patience = 30 * time.Second
 func TestMain(m *testing.M) {
 	if os.Getenv(asStep) != "" {
 		os.Exit(command(func(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-			return run(ctx, args, stdout, dieAt(os.Getenv(killAt), stderr))
+			stderr = signalAt(os.Getenv(killAt), unix.SIGKILL, stderr)
+			stderr = signalAt(os.Getenv(stopAt), unix.SIGSTOP, stderr)
+			return run(ctx, args, stdout, stderr)
 		}))
 	}
 	if role := roles[os.Getenv(asRole)]; role != nil {
@@ -50,26 +54,30 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// deadly passes lines on until one matches. It kills the process before that line is out, so
-// what the process was about to do next never happens.
-type deadly struct {
+// fateful passes lines on until one matches. Then the process sends itself a signal before that
+// line is out, so what it was about to do next does not happen: not before SIGCONT after
+// SIGSTOP, and never after SIGKILL.
+type fateful struct {
 	io.Writer
-	at *regexp.Regexp
+	at     *regexp.Regexp
+	signal unix.Signal
 }
 
-func dieAt(pattern string, w io.Writer) io.Writer {
+func signalAt(pattern string, s unix.Signal, w io.Writer) io.Writer {
 	if pattern == "" {
 		return w
 	}
-	return deadly{w, regexp.MustCompile(pattern)}
+	return fateful{w, regexp.MustCompile(pattern), s}
 }
 
-func (d deadly) Write(line []byte) (int, error) {
-	if d.at.Match(line) {
-		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
-		select {} // the signal is on its way to this very thread
+func (f fateful) Write(line []byte) (int, error) {
+	if f.at.Match(line) {
+		// To this very thread: it cannot return from the call as if nothing had been.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		_ = unix.Tgkill(os.Getpid(), unix.Gettid(), f.signal)
 	}
-	return d.Writer.Write(line)
+	return f.Writer.Write(line)
 }
 
 // process is one run of the step.
@@ -135,10 +143,16 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
-// stop sends SIGSTOP, and waits until every thread has stopped: the signal takes its time.
+// stop sends SIGSTOP, and waits for its effect.
 func (p *process) stop() {
 	p.t.Helper()
 	p.signal(unix.SIGSTOP)
+	p.stopped()
+}
+
+// stopped waits until every thread has stopped: the signal takes its time.
+func (p *process) stopped() {
+	p.t.Helper()
 	eventually(p.t, fmt.Sprintf("pid %d stops", p.pid()), func() bool {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.pid()))
 		for _, thread := range threads {

@@ -24,15 +24,15 @@ var kills = []struct {
 	situation string // what the new process is made to do with the offer: take it, or fall silent, or refuse it
 	victim    string
 	at        string
-	survives  string // who serves the connection afterwards: old, new or nobody
+	survives  string // who serves the connection afterwards: old, new, nobody, or inFlight
 }{
 	{"takes", "old", `sending {"type":"offer","id":2`, "nobody"},
-	{"takes", "old", `sent {"type":"offer","id":2`, "new"},
 	{"takes", "old", `received .{"type":"taken","id":2`, "new"},
 	{"takes", "new", `received .{"type":"offer","id":2`, "old"},
 	{"takes", "new", `sending {"type":"taken","id":2`, "old"},
 	{"takes", "new", `sent {"type":"taken","id":2`, "nobody"},
-	{"falls silent", "old", `sending {"type":"withdraw","id":2`, "new"},
+	{"falls silent", "old", `sent {"type":"offer","id":2`, inFlight},
+	{"falls silent", "old", `sending {"type":"withdraw","id":2`, inFlight},
 	{"falls silent", "old", `sent {"type":"withdraw","id":2`, "nobody"},
 	{"falls silent", "new", `received .{"type":"offer","id":2`, "old"},
 	{"falls silent", "new", `sending {"type":"taken","id":2`, "old"},
@@ -41,6 +41,10 @@ var kills = []struct {
 	{"refuses", "new", `sending {"type":"refused","id":2`, "old"},
 	{"refuses", "new", `sent {"type":"refused","id":2`, "old"},
 }
+
+// inFlight is who has a connection whose old process died, and whose new one has not looked at
+// the offer yet: the new one if the descriptor is in the queue, and otherwise nobody.
+const inFlight = "in flight"
 
 func TestKillAtEveryStep(t *testing.T) {
 	for _, k := range kills {
@@ -186,14 +190,14 @@ func notAnswered(new *process) string {
 // doubled, or it has ended with its owner.
 func (s *scene) expectAnswer(survives string) {
 	s.t.Helper()
-	switch survives {
-	case "new":
+	switch {
+	case survives == "new", survives == inFlight && survivesInFlight:
 		s.asking.expect(stolenLine(s.old, s.new))
-	case "old":
+	case survives == "old":
 		if got := s.asking.line(); !strings.HasPrefix(got, "* not stolen: pid ") {
 			s.t.Errorf("got %q, want why it was not stolen", got)
 		}
-	case "nobody":
+	default:
 		s.asking.ended()
 		return
 	}
@@ -246,6 +250,29 @@ func TestSignalWhileAnOfferIsOpen(t *testing.T) {
 		t.Errorf("exit status %d, want 0", status)
 	}
 	release()
+	if !survivesInFlight {
+		c.ended()
+		return
+	}
 	c.expect(stolenLine(old, new))
 	c.expect("after")
+}
+
+// The old process dies when the new one has the descriptor, and has not said taken yet. However
+// the descriptor came, the connection is the new one's.
+func TestOldDiesAfterTheDescriptorCame(t *testing.T) {
+	path := meetingPlace(t)
+	old := startOld(t, path)
+	c := dial(t, old.addr())
+	new := startWith(t, func(cmd *exec.Cmd) {
+		cmd.Env = append(cmd.Env, stopAt+`=sending {"type":"taken"`)
+	}, "-v", "-c", "-control", path)
+	new.logged(`waiting on `)
+	c.send("STEAL\nafter\n")
+	new.stopped()
+	old.kill()
+	new.signal(unix.SIGCONT)
+	c.expect(stolenLine(old, new))
+	c.expect("after")
+	c.echoed("and on")
 }

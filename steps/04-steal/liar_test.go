@@ -45,9 +45,11 @@ func host(t *testing.T, path string, started func()) *socket.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closeQuietly(c) })
-	if _, err := greet(t.Context(), c, sameUser); err != nil {
+	p, err := greet(t.Context(), c, sameUser)
+	if err != nil {
 		t.Fatal(err)
 	}
+	letPeerFetch(t, p)
 	return c
 }
 
@@ -151,7 +153,7 @@ func TestTakenTwice(t *testing.T) {
 	liar := join(t, path)
 	c.send("STEAL\n")
 	m, fds := receive(t, liar, offerFDs)
-	fd, err := fetchFD(m, fds)
+	fd, err := (&taker{control: liar}).fetchFD(m, fds)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +181,7 @@ func TestTakenTwice(t *testing.T) {
 }
 
 // serverSide is a TCP connection whose server is this test.
-func serverSide(t *testing.T) (server *net.TCPConn, c *client) {
+func serverSide(t testing.TB) (server *net.TCPConn, c *client) {
 	t.Helper()
 	l, err := listen("127.0.0.1:0")
 	if err != nil {
@@ -196,7 +198,7 @@ func serverSide(t *testing.T) (server *net.TCPConn, c *client) {
 }
 
 // numberOf is the descriptor number of a connection that the test keeps open meanwhile.
-func numberOf(t *testing.T, c syscall.Conn) int {
+func numberOf(t testing.TB, c syscall.Conn) int {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -207,6 +209,14 @@ func numberOf(t *testing.T, c syscall.Conn) int {
 		t.Fatal(err)
 	}
 	return number
+}
+
+// lie is a message that the new process must refuse, and the reason that it must give.
+type lie struct {
+	what   string
+	m      message
+	fds    []int
+	reason string
 }
 
 func TestLyingOldProcess(t *testing.T) {
@@ -241,33 +251,32 @@ func TestLyingOldProcess(t *testing.T) {
 	new.logged(`waiting on `)
 	before := len(new.descriptors())
 
-	offer := func(id uint64, cookie uint64) message { return message{Type: "offer", ID: id, Cookie: cookie} }
+	offer := message{Type: "offer", Cookie: id.cookie}
+	other := message{Type: "offer", Cookie: id.cookie + 1}
+	carried := func(what string, m message, fd int, reason string) lie {
+		m, fds := carrying(m, fd)
+		return lie{what, m, fds, reason}
+	}
 	live := id.fd
-	for i, lie := range []struct {
-		what   string
-		m      message
-		fds    []int
-		reason string
-	}{
-		{"no descriptor", offer(1, id.cookie), nil, `fewer descriptors than expected: 0, not 1`},
-		{"two", offer(2, id.cookie), []int{live, live}, `more descriptors than expected: 2, not 1`},
-		{"253", offer(3, id.cookie), many(live, maxFDs), `more descriptors than expected: 253, not 1`},
-		{"a pipe", offer(4, id.cookie), pipe[:1], `not a socket (mode 010000)`},
-		{"a UDP socket", offer(5, id.cookie), []int{bare(unix.AF_INET, unix.SOCK_DGRAM)}, `not a TCP connection: SO_TYPE is 2`},
-		{"a unix socket", offer(6, id.cookie), []int{bare(unix.AF_UNIX, unix.SOCK_STREAM)}, `not a TCP connection: SO_DOMAIN is 1`},
-		{"a listener", offer(7, id.cookie), []int{numberOf(t, listener)}, `not a TCP connection: SO_ACCEPTCONN is 1`},
-		{"an unconnected socket", offer(8, id.cookie), []int{bare(unix.AF_INET, unix.SOCK_STREAM)}, `not connected: getpeername: transport endpoint is not connected`},
-		{"another cookie", offer(9, id.cookie+1), []int{live}, fmt.Sprintf(`another socket: its cookie is %d, the offer says %d`, id.cookie, id.cookie+1)},
-		{"no offer", message{Type: "taken", ID: 10}, []int{live}, `unexpected "taken" for offer 10`},
-		{"a record too long", message{}, []int{live}, `payload truncated (MSG_TRUNC): the message is longer than the buffer`},
-		{"garbage", message{}, []int{live}, `invalid character 'g' looking for beginning of value`},
-	} {
+	lies := []lie{
+		carried("no offer", message{Type: "taken"}, live, `unexpected "taken" for offer 1`),
+		carried("a pipe", offer, pipe[0], `not a socket (mode 010000)`),
+		carried("a UDP socket", offer, bare(unix.AF_INET, unix.SOCK_DGRAM), `not a TCP connection: SO_TYPE is 2`),
+		carried("a unix socket", offer, bare(unix.AF_UNIX, unix.SOCK_STREAM), `not a TCP connection: SO_DOMAIN is 1`),
+		carried("a listener", offer, numberOf(t, listener), `not a TCP connection: SO_ACCEPTCONN is 1`),
+		carried("an unconnected socket", offer, bare(unix.AF_INET, unix.SOCK_STREAM), `not connected: getpeername: transport endpoint is not connected`),
+		carried("another cookie", other, live, fmt.Sprintf(`another socket: its cookie is %d, the offer says %d`, id.cookie, id.cookie+1)),
+		carried("a record too long", message{}, live, `payload truncated (MSG_TRUNC): the message is longer than the buffer`),
+		carried("garbage", message{}, live, `invalid character 'g' looking for beginning of value`),
+	}
+	for i, lie := range append(lies, carriageLies(id.cookie, live)...) {
 		switch lie.what {
 		case "a record too long":
 			sendRaw(t, liar, strings.Repeat(" ", maxRecord+1), lie.fds...)
 		case "garbage":
 			sendRaw(t, liar, "garbage", lie.fds...)
 		default:
+			lie.m.ID = uint64(i + 1)
 			send(t, liar, lie.m, lie.fds...)
 		}
 		answer, _ := receive(t, liar, 0)
@@ -281,8 +290,10 @@ func TestLyingOldProcess(t *testing.T) {
 	}
 
 	// The connection has survived all this, and the truth is still welcome.
-	send(t, liar, offer(11, id.cookie), live)
-	if answer, _ := receive(t, liar, 0); answer.Type != "taken" || answer.ID != 11 {
+	offer.ID = 100
+	truth, fds := carrying(offer, live)
+	send(t, liar, truth, fds...)
+	if answer, _ := receive(t, liar, 0); answer.Type != "taken" || answer.ID != offer.ID {
 		t.Fatalf("got %+v, want taken", answer)
 	}
 	if err := server.Close(); err != nil {
@@ -290,12 +301,4 @@ func TestLyingOldProcess(t *testing.T) {
 	}
 	c.expect(fmt.Sprintf("* stolen: pid %d -> pid %d", os.Getpid(), new.pid()))
 	c.echoed("hello")
-}
-
-func many(fd, n int) []int {
-	fds := make([]int, n)
-	for i := range fds {
-		fds[i] = fd
-	}
-	return fds
 }

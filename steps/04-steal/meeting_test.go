@@ -25,8 +25,14 @@ func meetingPlace(t testing.TB) string {
 	return filepath.Join(dir, "control")
 }
 
-// asNobody runs the step as uid and gid 65534, from a place where nobody may run it.
+// asNobody runs the step as uid and gid 65534.
 func asNobody(t testing.TB, args ...string) *process {
+	t.Helper()
+	return startWith(t, nobodys(t), args...)
+}
+
+// nobodys makes a command run as uid and gid 65534, from a place where nobody may run it.
+func nobodys(t testing.TB) func(*exec.Cmd) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can start a process of another user: setuid: EPERM")
@@ -39,11 +45,11 @@ func asNobody(t testing.TB, args ...string) *process {
 	if err := errorOf(os.WriteFile(exe, self, 0o755), os.Chmod(filepath.Dir(exe), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	return startWith(t, func(cmd *exec.Cmd) {
+	return func(cmd *exec.Cmd) {
 		cmd.Path = exe
 		cmd.Dir = "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	}, args...)
+	}
 }
 
 func errorOf(errs ...error) error {

@@ -17,7 +17,8 @@ import (
 //
 // Ownership is a ghost: the processes do not see it. The connection is the old process's until
 // a taken is in its queue. If the owner dies, it is lost; except that an old process with an
-// open offer, not withdrawn, leaves it to the new one.
+// open offer, not withdrawn, leaves it to a new one that has the descriptor. If that is pushed,
+// it has it from the moment of the offer; otherwise when it has fetched it.
 
 // world is one state of everything. It is a value, so that visited states can be remembered.
 type world struct {
@@ -101,11 +102,18 @@ func (r rules) next(w world) map[string]world {
 	}
 	switch w.new {
 	case "waits":
-		offer := "takes"
-		if r.readBeforeTaken {
-			offer = "reads, takes"
-		}
-		newReceives(offer, "ends", "ends")
+		newReceives("fetches", "ends", "ends")
+	case "fetches":
+		may("new fetches the descriptor", func(w *world) {
+			switch {
+			case w.old == "dead" && !survivesInFlight:
+				w.new = "waits" // refused, and nobody is there to hear it
+			case r.readBeforeTaken:
+				w.new = "reads, takes"
+			default:
+				w.new = "takes"
+			}
+		})
 	case "takes", "reads, takes":
 		may("new sends taken", func(w *world) {
 			w.new = "last word"
@@ -130,11 +138,12 @@ func (r rules) next(w world) map[string]world {
 
 	if w.old != "dead" {
 		may("old dies", func(w *world) {
-			// An offer that is open, and not withdrawn, is left to the new process.
-			open := strings.Contains(w.toNew, "o") || w.new == "takes" || w.new == "reads, takes" || w.new == "last word"
+			// What the new process has, or will have, and is not withdrawn, is left to it.
+			inFlight := strings.Contains(w.toNew, "o") || w.new == "fetches"
+			arrived := w.new == "takes" || w.new == "reads, takes" || w.new == "last word"
 			if withdrawn := strings.Contains(w.toNew, "w"); w.owner == "old" {
 				w.owner = "nobody"
-				if open && !withdrawn && w.new != "dead" {
+				if (arrived || inFlight && survivesInFlight) && !withdrawn && w.new != "dead" {
 					w.owner = "new"
 				}
 			}

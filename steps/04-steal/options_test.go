@@ -51,7 +51,7 @@ func TestGivingLeavesOptionsAlone(t *testing.T) {
 	control := join(t, path)
 	c.send("STEAL\n")
 	m, fds := receive(t, control, offerFDs)
-	fd, err := fetchFD(m, fds)
+	fd, err := (&taker{control: control}).fetchFD(m, fds)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestDeadlinesWorkOnBothSides(t *testing.T) {
 		t.Fatal(err)
 	}
 	oldEnd, newEnd := controlPair(t)
-	if err := sendOffer(t.Context(), oldEnd, message{Type: "offer", ID: 1, Cookie: id.cookie}, server); err != nil {
+	if err := sendOffer(t.Context(), oldEnd, message{Type: "offer", ID: 1, FD: id.fd, Cookie: id.cookie}, server); err != nil {
 		t.Fatal(err)
 	}
 	s, err := (&taker{peer{pid: os.Getpid()}, newEnd}).take(t.Context())

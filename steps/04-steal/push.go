@@ -22,9 +22,9 @@ func sendOffer(ctx context.Context, control *socket.Conn, m message, conn syscal
 	return borrow(conn, func(fd int) error { return sendMessage(ctx, control, m, fd) })
 }
 
-// fetchFD returns the descriptor of an offer, which becomes the caller's. How it is found is not
-// the message's business here; it is where descriptors are not pushed.
-func fetchFD(_ message, fds []int) (int, error) {
+// fetchFD returns the descriptor of an offer, which becomes the caller's: the one that came along.
+// The number in the message means nothing in this process.
+func (t *taker) fetchFD(_ message, fds []int) (int, error) {
 	if len(fds) != offerFDs {
 		return -1, fmt.Errorf("%w: %d, not %d", errMissingFDs, len(fds), offerFDs)
 	}

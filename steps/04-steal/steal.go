@@ -2,10 +2,11 @@
 
 package main
 
-// The protocol by which a live TCP connection changes its process. To copy: this file with
-// push.go, verify.go, fdpass.go, identity.go, borrow.go, hello.go and control.go. It promises that a
-// connection is never served by two processes, never by none while its owner lives, and that
-// both know who that is, whoever is killed and whenever.
+// The protocol by which a live TCP connection changes its process. To copy: this file with one
+// that gets the descriptor across (push.go, for one), and verify.go, fdpass.go, identity.go,
+// borrow.go, hello.go and control.go. It promises that a connection is never served by two
+// processes, never by none while its owner lives, and that both know who that is, whoever is
+// killed and whenever.
 //
 // Two sides that can only send each other messages can never be sure that they agree: the
 // last message may be lost. These two sides share a kernel. What it has queued stays
@@ -37,6 +38,7 @@ import (
 type message struct {
 	Type   string `json:"type"`             // offer, taken, refused or withdraw
 	ID     uint64 `json:"id,omitempty"`     // which offer
+	FD     int    `json:"fd,omitempty"`     // offer: the descriptor's number in the old process
 	Cookie uint64 `json:"cookie,omitempty"` // offer: the socket's SO_COOKIE
 	Unread []byte `json:"unread,omitempty"` // offer: read from the socket, and not yet answered
 	Reason string `json:"reason,omitempty"` // refused, withdraw: in words
@@ -69,6 +71,7 @@ type giver struct {
 	offers  chan offer
 	gone    chan struct{} // closed by stop
 	lastID  uint64
+	over    bool // an offer has been withdrawn, and with it the conversation
 }
 
 // offer is a connection whose reader has stopped, and what it had read too far.
@@ -111,6 +114,9 @@ func (g *giver) run(ctx context.Context) error {
 		select {
 		case o := <-g.offers:
 			o.result <- g.exchange(ctx, o, answers)
+			if g.over {
+				return fmt.Errorf("%v no longer waits", g.to)
+			}
 		case m, open := <-answers:
 			if !open {
 				return fmt.Errorf("%v no longer waits", g.to)
@@ -152,7 +158,7 @@ func (g *giver) exchange(ctx context.Context, o offer, answers <-chan message) e
 		return err
 	}
 	g.lastID++
-	m := message{Type: "offer", ID: g.lastID, Cookie: id.cookie, Unread: o.unread}
+	m := message{Type: "offer", ID: g.lastID, FD: id.fd, Cookie: id.cookie, Unread: o.unread}
 	inTime, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
 	if err := sendOffer(inTime, g.control, m, o.conn); err != nil {
@@ -194,6 +200,7 @@ func (g *giver) withdraw(ctx context.Context, id uint64, reason error, answers <
 	if err := g.control.Shutdown(unix.SHUT_RDWR); err != nil {
 		log.Printf("%v: %v", g.to, err) // not connected any more: the queue ends all the same
 	}
+	g.over = true
 	for a := range answers {
 		gone = gone || a.ID == id && a.Type == "taken"
 	}
@@ -253,7 +260,7 @@ func (t *taker) adopt(m message, fds []int) (*socket.Conn, error) {
 	if m.Type != "offer" {
 		return nil, errors.Join(m.complaint(), closeFDs(fds))
 	}
-	fd, err := fetchFD(m, fds)
+	fd, err := t.fetchFD(m, fds)
 	if err != nil {
 		return nil, err
 	}
