@@ -115,13 +115,17 @@ func (s *stage) perform(line string) (*terminal, error) {
 		if old := s.terminals[m[1]]; old != nil {
 			old.kill()
 		}
-		term, err := s.start(s.names.toRun(m[2]))
+		command := s.names.toRun(m[2])
+		term, err := s.start(command)
 		if err != nil {
 			return nil, err
 		}
 		s.terminals[m[1]] = term
 		if m[1] == "shell" {
 			term.reading.Wait()
+		}
+		if pid, stops := strings.CutPrefix(command, "kill -STOP "); stops {
+			return term, awaitStop(pid)
 		}
 		return term, nil
 	}
@@ -139,6 +143,25 @@ func (s *stage) perform(line string) (*terminal, error) {
 	return term, err
 }
 
+// awaitStop waits until each thread of a process has stopped. The signal takes its time, which a
+// reader's fingers give it.
+func awaitStop(pid string) error {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		threads, err := filepath.Glob("/proc/" + pid + "/task/*/stat")
+		if err != nil {
+			return err
+		}
+		runs := func(thread string) bool {
+			stat, err := os.ReadFile(thread)
+			return err != nil || !strings.Contains(string(stat), ") T ")
+		}
+		if len(threads) > 0 && !slices.ContainsFunc(threads, runs) {
+			return nil
+		}
+	}
+	return fmt.Errorf("pid %s has not stopped", pid)
+}
+
 var goRun = regexp.MustCompile(`go run \./steps/(\S+)`)
 
 // start runs a command as the page shows it, with the steps built already, a control path of
@@ -149,7 +172,7 @@ func (s *stage) start(command string) (*terminal, error) {
 			return nil, missingTool{err}
 		}
 	}
-	serves := regexp.MustCompile(`(01-echo|04-steal)( -v)?$`).MatchString(command)
+	serves := regexp.MustCompile(`(01-echo|04-steal|05-pidfd)( -v)?$`).MatchString(command)
 	if goRun.MatchString(command) {
 		// exec, so that the shell is not there to comment on how the step ended.
 		command = "exec " + goRun.ReplaceAllString(command, filepath.Join(s.bin, "$1"))
@@ -157,23 +180,29 @@ func (s *stage) start(command string) (*terminal, error) {
 	if serves {
 		command += " -addr 127.0.0.1:0"
 	}
-	term := &terminal{cmd: exec.Command("sh", "-c", command)}
+	term := &terminal{cmd: exec.Command("sh", "-c", command), ended: make(chan struct{})}
 	term.cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+s.run)
 	term.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to end all of it
 	term.hide = s.run
-	var err error
-	if term.stdin, err = term.cmd.StdinPipe(); err != nil {
+	term.columns = regexp.MustCompile(`^(ss|lsof) `).MatchString(command)
+	stdin, typed, err := os.Pipe()
+	if err != nil {
 		return nil, err
 	}
 	r, w, err := os.Pipe() // one for both keeps the lines in order
 	if err != nil {
 		return nil, err
 	}
+	term.stdin, term.cmd.Stdin = typed, stdin
 	term.cmd.Stdout, term.cmd.Stderr = w, w
-	if err := errors.Join(term.cmd.Start(), w.Close()); err != nil {
+	if err := errors.Join(term.cmd.Start(), stdin.Close(), w.Close()); err != nil {
 		return nil, err
 	}
 	term.reading.Go(func() { _, _ = io.Copy(term, r) }) // until all that write to it have ended
+	go func() {
+		_ = term.cmd.Wait() // killed, mostly; and others may want to know that it has been waited for
+		close(term.ended)
+	}()
 	return term, nil
 }
 
@@ -185,8 +214,10 @@ type terminal struct {
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
 	hide    string // the folder that the page calls /run/user/1000
+	columns bool   // it prints a table, with columns as wide as this run's numbers
 	elided  bool   // the page does not show all that follows
 	reading sync.WaitGroup
+	ended   chan struct{} // closed when the command itself has
 
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -205,13 +236,30 @@ func (t *terminal) unshown() []string {
 	defer t.mu.Unlock()
 	text := strings.ReplaceAll(t.text.String(), t.hide, "/run/user/1000")
 	lines := strings.Split(text, "\n")
-	return lines[t.shown : len(lines)-1] // behind the last newline is no line yet
+	return t.narrow(lines[t.shown : len(lines)-1]) // behind the last newline is no line yet
+}
+
+// narrow leaves one blank between the columns of a table.
+func (t *terminal) narrow(lines []string) []string {
+	if !t.columns {
+		return lines
+	}
+	var narrow []string
+	for _, line := range lines {
+		narrow = append(narrow, strings.Join(strings.Fields(line), " "))
+	}
+	return narrow
 }
 
 func (t *terminal) kill() {
-	_ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
+	select {
+	case <-t.ended:
+	default:
+		_ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) // with what it has started
+	}
+	<-t.ended
 	t.reading.Wait()
-	_ = t.cmd.Wait() // killed, mostly
+	_ = t.stdin.Close() // nobody reads it any more
 }
 
 // show waits for the expected output. It returns that, if it comes, and else what came instead.
@@ -219,7 +267,7 @@ func (t *terminal) show(expected []string, names *renaming) []string {
 	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		lines := t.unshown()
 		trial := names.clone()
-		used, verdict := matches(expected, lines, trial)
+		used, verdict := matches(t.narrow(expected), lines, trial)
 		if verdict == same {
 			*names = *trial
 			t.shown += used
@@ -294,13 +342,13 @@ var kinds = []struct {
 	kind, first string
 	around      *regexp.Regexp
 }{
-	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -9 (\d+)|/proc/(\d+)/`)},
+	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client|look)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
 	{"port", "8080", regexp.MustCompile(`127\.0\.0\.1[: ](\d+)|htons\((\d+)\)`)},
-	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]`)},
+	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
-	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|\b(?:bind|listen|accept4|epoll_ctl)\((\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
+	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\b(?:bind|listen|accept4|epoll_ctl)\((\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
 	{"byte", "", regexp.MustCompile(`([0-9a-f]{2}) 00 00 00 {2,}descriptor`)},
-	{"user", "", regexp.MustCompile(`[ug]id (\d+)`)},
+	{"user", "", regexp.MustCompile(`[ug]id (\d+)|^\S+ +\d+ +(\S+) .* IPv4 `)},
 	{"folder", "1", regexp.MustCompile(`(?:steal-demo|scm-rights-)(\d+)`)},
 	{"measured", "", regexp.MustCompile(`after (\d+)ms|\[pid( +\d+)\]|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
 }
@@ -422,16 +470,36 @@ func TestRenaming(t *testing.T) {
 		{"descriptor 1, inode 5", "descriptor 9, inode 4", true},
 		{"ends after 51ms", "ends after 52ms", true},
 		{"ends after 51ms", "ends after 53ms", true},
+		{"echo 2 you 1u IPv4 5 0t0", "echo 888 root 9u IPv4 4 0t0", true},
+		{"echo 2 you 1u IPv4 5 0t0", "echo 888 root 9u IPv4 5 0t0", false},
+		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=9))`, true},
+		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=8))`, false},
 	} {
 		if got := r.same(c.page, c.run); got != c.same {
 			t.Errorf("%q and %q: %v", c.page, c.run, got)
 		}
 	}
-	if got := r.toRun("kill -9 2"); got != "kill -9 888" {
-		t.Errorf("got %q", got)
+	for page, want := range map[string]string{"kill -9 2": "kill -9 888", "kill -STOP 2": "kill -STOP 888", "lsof -a -p 2 -i": "lsof -a -p 888 -i"} {
+		if got := r.toRun(page); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 	if got := r.toPage("new[888] and old[999]"); got != "new[2] and old[4711]" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// A table's columns may be wider than on the page. Other output may not.
+func TestColumns(t *testing.T) {
+	for _, columns := range []bool{true, false} {
+		term := &terminal{columns: columns, hide: "/nowhere"}
+		if _, err := term.Write([]byte("COMMAND   PID  \necho   77 \n")); err != nil {
+			t.Fatal(err)
+		}
+		page := []string{"COMMAND PID", "echo     77"}
+		if same := slices.Equal(term.show(page, newRenaming()), page) && len(term.unshown()) == 0; same != columns {
+			t.Errorf("columns %v: same %v", columns, same)
+		}
 	}
 }
 

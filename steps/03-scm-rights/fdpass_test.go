@@ -9,9 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +46,11 @@ func closesOnExec(t *testing.T, fd int) bool {
 // the test opens it closes, with a Cleanup registered after this one.
 func sameAmount(t *testing.T) {
 	t.Helper()
+	// What Go's runtime opens once, for epoll, it opens now.
+	r, w, err := os.Pipe()
+	if err := errors.Join(err, r.Close(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
 	before := openFDs(t)
 	t.Cleanup(func() {
 		if now := openFDs(t); now != before {
@@ -212,11 +221,24 @@ func setOption(t *testing.T, b *bench, option, value int) {
 		return
 	}
 	err := b.to.SetsockoptInt(unix.SOL_SOCKET, option, value)
-	if is(err, unix.ENOPROTOOPT) && option == unix.SO_PASSPIDFD && kernelBefore(t, 6, 5) {
-		t.Skipf("SO_PASSPIDFD is there since Linux 6.5: %v", err)
-	}
+	skipBefore(t, option, err)
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// skipBefore skips the test where the kernel is too old for an option. On a newer one that it is
+// missing is a failure.
+func skipBefore(t *testing.T, option int, err error) {
+	t.Helper()
+	if !is(err, unix.ENOPROTOOPT) {
+		return
+	}
+	switch {
+	case option == unix.SO_PASSPIDFD && kernelBefore(t, 6, 5):
+		t.Skipf("SO_PASSPIDFD is there since Linux 6.5: %v", err)
+	case option == unix.SO_PASSRIGHTS && kernelBefore(t, 6, 16):
+		t.Skipf("SO_PASSRIGHTS is there since Linux 6.16: %v", err)
 	}
 }
 
@@ -245,6 +267,73 @@ func onePasses(t *testing.T, b *bench) {
 		t.Errorf("received %q, %v, %v", payload[:n], fds, err)
 	}
 	if err := closeFDs(fds); err != nil {
+		t.Error(err)
+	}
+}
+
+// A receiver that never wants descriptors can have the kernel say so to whoever sends some, and
+// needs to close none. What has been sent before still comes.
+func TestReceiverWantsNone(t *testing.T) {
+	sameAmount(t)
+	b := testBench(t)
+	if err := sendFDs(t.Context(), b.from, []byte("before"), b.null); err != nil {
+		t.Fatal(err)
+	}
+	setOption(t, b, unix.SO_PASSRIGHTS, 0)
+	if err := sendFDs(t.Context(), b.from, []byte("refused"), b.null); !is(err, unix.EPERM) {
+		t.Errorf("with a descriptor: %v, want EPERM", err)
+	}
+	if err := sendFDs(t.Context(), b.from, []byte("words alone")); err != nil {
+		t.Error(err)
+	}
+	payload := make([]byte, 16)
+	for i, want := range []string{"before", "words alone"} {
+		n, fds, err := receiveFDs(t.Context(), b.to, payload, 0, 1)
+		if err != nil || string(payload[:n]) != want || len(fds) != 1-i {
+			t.Errorf("received %q, %v, %v; want %q and %d", payload[:n], fds, err, want, 1-i)
+		}
+		if err := closeFDs(fds); err != nil {
+			t.Error(err)
+		}
+	}
+	setOption(t, b, unix.SO_PASSRIGHTS, 1)
+	onePasses(t, b)
+}
+
+// Connections have from the start what their listener had: nobody can be quicker.
+func TestListenerWantsNone(t *testing.T) {
+	sameAmount(t)
+	listener, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := closeFDs([]int{listener, client}); err != nil {
+			t.Error(err)
+		}
+	})
+	err = unix.SetsockoptInt(listener, unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0)
+	skipBefore(t, unix.SO_PASSRIGHTS, err)
+	path := &unix.SockaddrUnix{Name: meetingPlace(t)}
+	err = errors.Join(err, unix.Bind(listener, path), unix.Listen(listener, 1), unix.Connect(client, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Sendmsg(client, []byte("x"), unix.UnixRights(0), nil, 0); !is(err, unix.EPERM) {
+		t.Errorf("before accept: %v, want EPERM", err)
+	}
+	accepted, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Sendmsg(client, []byte("x"), unix.UnixRights(0), nil, 0); !is(err, unix.EPERM) {
+		t.Errorf("after accept: %v, want EPERM", err)
+	}
+	if err := unix.Close(accepted); err != nil {
 		t.Error(err)
 	}
 }
@@ -317,6 +406,90 @@ func TestResetDoesNotHideWhatWasSent(t *testing.T) {
 		if err := closeFDs(fds); err != nil {
 			t.Error(err)
 		}
+	}
+	if _, _, err := receiveFDs(t.Context(), b.to, payload, 0, 0); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v, want io.EOF", err)
+	}
+}
+
+// recvmsg(2) looks at the queue, and then whether the other side is gone. If a record and then
+// the end come between the two looks, it reports the end, although the record is queued.
+// How often that happens is a matter of luck: on two processors, once in ten thousand rounds.
+func TestEndIsReportedTooEarly(t *testing.T) {
+	if testing.Short() || runtime.GOMAXPROCS(0) < 2 {
+		t.Skip("this takes two processors, and up to 20 seconds")
+	}
+	var from, to int
+	var begun, done, enough atomic.Int64
+	go func() {
+		for round := int64(1); ; round++ {
+			for begun.Load() < round {
+				if enough.Load() != 0 {
+					return
+				}
+			}
+			for wait := round % 200; wait > 0; wait-- {
+				_ = begun.Load() // takes a moment
+			}
+			_, _ = unix.Write(from, []byte("x")) // if one of the two fails, so does round
+			_ = unix.Shutdown(from, unix.SHUT_WR)
+			done.Store(round)
+		}
+	}()
+	defer enough.Store(1)
+	round := func(n int64) (early bool) {
+		p, err := pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		from, to = p[0], p[1]
+		begun.Store(n)
+		var answers []int
+		for len(answers) == 0 || answers[len(answers)-1] != 1 {
+			size, _, _, _, err := unix.Recvmsg(to, make([]byte, 8), nil, 0)
+			if err != nil && !is(err, unix.EAGAIN) {
+				t.Fatal(err)
+			}
+			if err == nil {
+				answers = append(answers, size)
+			}
+			if len(answers) > 2 {
+				t.Fatalf("recvmsg returned %v, and never the record", answers)
+			}
+		}
+		for done.Load() < n {
+		}
+		if err := closeFDs(p[:]); err != nil {
+			t.Fatal(err)
+		}
+		return len(answers) == 2
+	}
+	begin, rounds := time.Now(), int64(1)
+	for ; !round(rounds); rounds++ {
+		if time.Since(begin) > 20*time.Second {
+			t.Skipf("not in %d rounds: this kernel may be free of it, or the machine is too busy", rounds)
+		}
+	}
+	t.Logf("round %d: 0 and then the record", rounds)
+}
+
+// To be told 0 with a record still queued is what an empty record without descriptors looks like,
+// and that can be had at any time. receiveFDs asks once more, and finds the record.
+func TestEndIsAskedForTwice(t *testing.T) {
+	sameAmount(t)
+	b := testBench(t)
+	_, err := sendRaw(t.Context(), b.from, nil, nil)
+	err = errors.Join(err, sendFDs(t.Context(), b.from, []byte("the last word"), b.null), b.from.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := make([]byte, 16)
+	n, fds, err := receiveFDs(t.Context(), b.to, payload, 1, 1)
+	if err != nil || string(payload[:n]) != "the last word" {
+		t.Errorf("received %q, %v", payload[:n], err)
+	}
+	if err := closeFDs(fds); err != nil {
+		t.Error(err)
 	}
 	if _, _, err := receiveFDs(t.Context(), b.to, payload, 0, 0); !errors.Is(err, io.EOF) {
 		t.Errorf("got %v, want io.EOF", err)
