@@ -34,6 +34,8 @@ var changed = []string{
 	"echo.go", // 04 has an eye for STEAL
 	"demo.go", // each tells its own story
 	"demo_test.go",
+	"old.go", // 05 lets the new process fetch
+	"new.go", // 05 watches the old process end
 }
 
 func TestSharedFilesAreIdentical(t *testing.T) {
@@ -60,6 +62,26 @@ func TestSharedFilesAreIdentical(t *testing.T) {
 	}
 	if shared < 10 {
 		t.Errorf("only %d shared files: is this test looking in the right place?", shared)
+	}
+}
+
+// What 04 promises, 05 promises too, and the same tests say so. One file tells them how a
+// descriptor gets across.
+func TestPulledConformsToPushed(t *testing.T) {
+	tests, err := filepath.Glob("04-steal/*_test.go")
+	if err != nil || len(tests) < 10 {
+		t.Fatalf("%d test files, %v", len(tests), err)
+	}
+	for _, file := range tests {
+		other := filepath.Join("05-pidfd", filepath.Base(file))
+		if filepath.Base(file) == "push_test.go" {
+			other = "05-pidfd/pidfd_test.go"
+		} else if !bytes.Equal(read(t, file), read(t, other)) {
+			t.Errorf("%s and %s differ", file, other)
+		}
+		if _, err := os.Stat(other); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

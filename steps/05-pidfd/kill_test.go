@@ -1,0 +1,278 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// What a kill -9 does, at every step of the protocol. Each row runs two real processes with
+// three clients. The victim dies the moment it is to log a line that matches: so "sending"
+// is before a send, "sent" after it, "received" after a receive.
+//
+// The second client asks for STEAL, and its connection is the one in question. The first has
+// been stolen before, and must go on with the new process as long as that lives. The third
+// asks for nothing, and must go on with the old one.
+var kills = []struct {
+	situation string // what the new process is made to do with the offer: take it, or fall silent, or refuse it
+	victim    string
+	at        string
+	survives  string // who serves the connection afterwards: old, new, nobody, or inFlight
+}{
+	{"takes", "old", `sending {"type":"offer","id":2`, "nobody"},
+	{"takes", "old", `received .{"type":"taken","id":2`, "new"},
+	{"takes", "new", `received .{"type":"offer","id":2`, "old"},
+	{"takes", "new", `sending {"type":"taken","id":2`, "old"},
+	{"takes", "new", `sent {"type":"taken","id":2`, "nobody"},
+	{"falls silent", "old", `sent {"type":"offer","id":2`, inFlight},
+	{"falls silent", "old", `sending {"type":"withdraw","id":2`, inFlight},
+	{"falls silent", "old", `sent {"type":"withdraw","id":2`, "nobody"},
+	{"falls silent", "new", `received .{"type":"offer","id":2`, "old"},
+	{"falls silent", "new", `sending {"type":"taken","id":2`, "old"},
+	{"falls silent", "new", `received .{"type":"withdraw","id":2`, "old"},
+	{"refuses", "old", `received .{"type":"refused","id":2`, "nobody"},
+	{"refuses", "new", `sending {"type":"refused","id":2`, "old"},
+	{"refuses", "new", `sent {"type":"refused","id":2`, "old"},
+}
+
+// inFlight is who has a connection whose old process died, and whose new one has not looked at
+// the offer yet: the new one if the descriptor is in the queue, and otherwise nobody.
+const inFlight = "in flight"
+
+func TestKillAtEveryStep(t *testing.T) {
+	for _, k := range kills {
+		t.Run(fmt.Sprintf("%s/%s dies at %.25s", k.situation, k.victim, k.at), func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t, k.victim, k.at)
+			release := s.prepare(k.situation)
+			s.asking.send("before\nSTEAL\nafter\n")
+			s.asking.expect("before")
+			if k.victim == "new" && k.situation == "falls silent" {
+				s.asking.expect(notAnswered(s.new)) // the new process learns of it when it wakes
+				release()
+				s.asking.expect("after")
+				s.new.status()
+			} else {
+				s.victim.status()
+				release()
+				s.expectAnswer(k.survives)
+			}
+			s.expectTheOthersServed()
+			s.expectSuccession()
+		})
+	}
+}
+
+// A kill before the two have agreed to talk concerns nobody else.
+func TestKillDuringHello(t *testing.T) {
+	for _, victim := range []string{"old", "new"} {
+		for _, at := range []string{`sending {"type":"hello"`, `sent {"type":"hello"`, `received .{"type":"hello"`} {
+			t.Run(fmt.Sprintf("%s dies at %.12s", victim, at), func(t *testing.T) {
+				t.Parallel()
+				path := meetingPlace(t)
+				old := startWith(t, doomed(victim == "old", at), "-v", "-addr", "127.0.0.1:0", "-control", path)
+				c := dial(t, old.addr())
+				c.echoed("hello")
+				new := startWith(t, doomed(victim == "new", at), "-v", "-c", "-control", path)
+				new.status()
+				if victim == "new" {
+					next := startNew(t, path)
+					c.send("STEAL\n")
+					c.expect(stolenLine(old, next))
+					return
+				}
+				old.status()
+				c.ended()
+				new.logged(`hung up without a word|is gone`)
+				next := startOld(t, path)
+				startNew(t, path)
+				next.logged(`waits for connections`)
+			})
+		}
+	}
+}
+
+// Without a kill: a new process that slept through its offer finds that it was withdrawn, and
+// goes on with what it has.
+func TestSilence(t *testing.T) {
+	s := newScene(t, "", "")
+	release := s.prepare("falls silent")
+	s.asking.send("STEAL\nafter\n")
+	s.asking.expect(notAnswered(s.new))
+	s.asking.expect("after")
+	s.asking.send("STEAL\n")
+	s.asking.expect("* not stolen: no new process is waiting")
+	release()
+	s.new.logged(`gave up: ".* did not answer within 1s"; connections to serve to their end: 1$`)
+	s.stolen.echoed("still here")
+	s.kept.echoed("still here")
+	s.stolen.finish("")
+	if status := s.new.status(); status != 1 {
+		t.Errorf("new: exit status %d, want 1", status)
+	}
+	next := startNew(t, s.path)
+	s.asking.send("STEAL\n")
+	s.asking.expect(stolenLine(s.old, next))
+}
+
+// scene is an old and a new process, one of them doomed, and three clients.
+type scene struct {
+	t                    *testing.T
+	path                 string
+	old, new             *process
+	victim               *process
+	stolen, asking, kept *client
+}
+
+func newScene(t *testing.T, victim, at string) *scene {
+	t.Helper()
+	s := &scene{t: t, path: meetingPlace(t)}
+	s.old = startWith(t, doomed(victim == "old", at), "-v", "-addr", "127.0.0.1:0", "-control", s.path, "-timeout", "1s")
+	addr := s.old.addr()
+	s.new = startWith(t, doomed(victim == "new", at), "-v", "-c", "-control", s.path)
+	s.new.logged(`waiting on `)
+	s.victim = s.old
+	if victim == "new" {
+		s.victim = s.new
+	}
+	s.stolen, s.asking, s.kept = dial(t, addr), dial(t, addr), dial(t, addr)
+	s.stolen.send("STEAL\n")
+	s.stolen.expect(stolenLine(s.old, s.new))
+	s.kept.echoed("hello")
+	s.asking.echoed("hello")
+	return s
+}
+
+// doomed makes a process die at a line of its log, if it is the victim.
+func doomed(victim bool, at string) func(*exec.Cmd) {
+	return func(cmd *exec.Cmd) {
+		if victim {
+			cmd.Env = append(cmd.Env, killAt+"="+at)
+		}
+	}
+}
+
+// prepare makes the new process do what the situation says, and returns what undoes it.
+func (s *scene) prepare(situation string) (release func()) {
+	s.t.Helper()
+	switch situation {
+	case "falls silent":
+		s.new.stop()
+		return func() { s.new.signal(unix.SIGCONT) }
+	case "refuses":
+		// Without a free number below its limit it can receive no descriptor.
+		open := s.new.descriptors()
+		free := 0
+		for open[strconv.Itoa(free)] != "" {
+			free++
+		}
+		limit := unix.Rlimit{Cur: uint64(free), Max: uint64(free)}
+		if err := unix.Prlimit(s.new.pid(), unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return func() {}
+}
+
+// notAnswered is what a client reads when the new process has not answered the offer.
+func notAnswered(new *process) string {
+	return fmt.Sprintf("* not stolen: pid %d (uid %d, gid %d) did not answer within 1s", new.pid(), os.Getuid(), os.Getgid())
+}
+
+// expectAnswer checks who serves the connection in question: not a byte of it is lost or
+// doubled, or it has ended with its owner.
+func (s *scene) expectAnswer(survives string) {
+	s.t.Helper()
+	switch {
+	case survives == "new", survives == inFlight && survivesInFlight:
+		s.asking.expect(stolenLine(s.old, s.new))
+	case survives == "old":
+		if got := s.asking.line(); !strings.HasPrefix(got, "* not stolen: pid ") {
+			s.t.Errorf("got %q, want why it was not stolen", got)
+		}
+	default:
+		s.asking.ended()
+		return
+	}
+	s.asking.expect("after")
+	s.asking.echoed("and on")
+}
+
+// expectTheOthersServed checks that whoever lives serves what it has, and says what happened.
+func (s *scene) expectTheOthersServed() {
+	s.t.Helper()
+	if s.victim == s.old {
+		s.kept.ended()
+		s.stolen.echoed("still here")
+		s.new.logged(fmt.Sprintf(`pid %d .* (is gone|gave up)`, s.old.pid()))
+		return
+	}
+	s.stolen.ended()
+	s.kept.echoed("still here")
+	s.old.logged(fmt.Sprintf(`pid %d .* no longer waits$`, s.new.pid()))
+}
+
+// expectSuccession checks that nothing needs cleaning up: the next process takes the dead
+// one's place.
+func (s *scene) expectSuccession() {
+	s.t.Helper()
+	old := s.old
+	if s.victim == s.old {
+		old = startOld(s.t, s.path)
+		s.kept = dial(s.t, old.addr())
+	}
+	next := startNew(s.t, s.path)
+	s.kept.send("STEAL\n")
+	s.kept.expect(stolenLine(old, next))
+	s.kept.echoed("with the next")
+}
+
+// An old process that is told to end while an offer is open leaves the connection to the new
+// one, and does not wait for it.
+func TestSignalWhileAnOfferIsOpen(t *testing.T) {
+	path := meetingPlace(t)
+	old := start(t, "-v", "-addr", "127.0.0.1:0", "-control", path, "-timeout", (10 * patience).String())
+	c := dial(t, old.addr())
+	new := startNew(t, path)
+	s := &scene{t: t, old: old, new: new}
+	release := s.prepare("falls silent")
+	c.send("STEAL\nafter\n")
+	old.logged(`sent {"type":"offer"`)
+	old.signal(unix.SIGTERM)
+	if status := old.status(); status != 0 {
+		t.Errorf("exit status %d, want 0", status)
+	}
+	release()
+	if !survivesInFlight {
+		c.ended()
+		return
+	}
+	c.expect(stolenLine(old, new))
+	c.expect("after")
+}
+
+// The old process dies when the new one has the descriptor, and has not said taken yet. However
+// the descriptor came, the connection is the new one's.
+func TestOldDiesAfterTheDescriptorCame(t *testing.T) {
+	path := meetingPlace(t)
+	old := startOld(t, path)
+	c := dial(t, old.addr())
+	new := startWith(t, func(cmd *exec.Cmd) {
+		cmd.Env = append(cmd.Env, stopAt+`=sending {"type":"taken"`)
+	}, "-v", "-c", "-control", path)
+	new.logged(`waiting on `)
+	c.send("STEAL\nafter\n")
+	new.stopped()
+	old.kill()
+	new.signal(unix.SIGCONT)
+	c.expect(stolenLine(old, new))
+	c.expect("after")
+	c.echoed("and on")
+}

@@ -1,0 +1,167 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"testing"
+
+	"github.com/mdlayher/socket"
+	"golang.org/x/sys/unix"
+)
+
+// What is different, in the tests of step 04, about a descriptor that is pulled.
+
+// survivesInFlight: an offer holds nothing but a number, which dies with its sender.
+const survivesInFlight = false
+
+// carrying makes m name a descriptor of this process.
+func carrying(m message, fd int) (message, []int) {
+	m.FD = fd
+	return m, nil
+}
+
+// letPeerFetch is what the old process does for the new one.
+func letPeerFetch(t *testing.T, p peer) { t.Cleanup(letFetch(p)) }
+
+// carriageLies are offers of a live connection with something wrong in how it comes.
+func carriageLies(cookie uint64, live int) []lie {
+	number := func(n int) message { return message{Type: "offer", FD: n, Cookie: cookie} }
+	noSuch := func(n int) string {
+		return fmt.Sprintf(`pidfd_getfd of pid %d, descriptor %d: bad file descriptor: that process has no such descriptor`, os.Getpid(), n)
+	}
+	return []lie{
+		{"a descriptor that comes along", number(live), []int{live}, `more descriptors than expected: 1, not 0`},
+		{"a number that means nothing", number(1 << 20), nil, noSuch(1 << 20)},
+		{"a negative number", number(-1), nil, noSuch(-1)},
+	}
+}
+
+// Without SO_PEERPIDFD the pid must do, and everything works all the same.
+func TestOldKernelsWay(t *testing.T) {
+	if runtime.GOARCH == "386" {
+		t.Skip("x/sys calls socketcall(2) here, whose arguments a filter cannot see")
+	}
+	path := meetingPlace(t)
+	old := startOld(t, path)
+	new := startWith(t, failing(unix.SYS_GETSOCKOPT, unix.SO_PEERPIDFD, unix.ENOPROTOOPT), "-c", "-control", path)
+	new.logged(`pidfd of pid \d+ by its pid \(pidfd_open\): SO_PEERPIDFD needs Linux 6\.5$`)
+	c := dial(t, old.addr())
+	c.send("STEAL\nnext\n")
+	c.expect(stolenLine(old, new))
+	c.expect("next")
+	old.kill()
+	new.logged(fmt.Sprintf(`pid %d (was killed|ended)`, old.pid()))
+	c.echoed("and on")
+}
+
+// A pid whose process has ended may mean another one by now: here it means this test. The closed
+// connection gives it away.
+func TestRecycledPid(t *testing.T) {
+	here, there := controlPair(t)
+	pidfd, err := openConnected(os.Getpid(), here)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errorOf(unix.Close(pidfd), there.Close()); err != nil {
+		t.Fatal(err)
+	}
+	before := openHere(t)
+	if _, err := openConnected(os.Getpid(), here); err == nil || err.Error() != "it has hung up" {
+		t.Errorf("got %v, want that it has hung up", err)
+	}
+	if after := openHere(t); after != before {
+		t.Errorf("%d descriptors are open, and were %d", after, before)
+	}
+}
+
+// openHere is how many descriptors this process has.
+func openHere(t *testing.T) int {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(open)
+}
+
+// What was pulled is no child's to inherit, although nobody said so.
+func TestFetchedIsCloseOnExec(t *testing.T) {
+	server, _ := serverSide(t)
+	self := openSelf(t)
+	fd, err := self.fetch(numberOf(t, server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("flags %#x, %v", flags, err)
+	}
+	if err := unix.Close(fd); err != nil {
+		t.Error(err)
+	}
+}
+
+// openSelf is this process as a target.
+func openSelf(t *testing.T) target {
+	t.Helper()
+	pidfd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := target{pidfd, os.Getpid()}
+	t.Cleanup(func() {
+		if err := self.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return self
+}
+
+// A process that is stopped cannot send anything. Pulling does not need it, and what was pulled
+// outlives it, with what waits in it.
+func TestStoppedTarget(t *testing.T) {
+	old := startOld(t, meetingPlace(t))
+	c := dial(t, old.addr())
+	c.echoed("hello")
+	number, err := strconv.Atoi(old.logged(`is descriptor (\d+), inode`)[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.stop()
+	c.send("while it sleeps")
+	fd := duplicate(t, old, number)
+	old.kill()
+	conn, err := socket.New(fd, "tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 100)
+	n, err := conn.Read(got)
+	if string(got[:n]) != "while it sleeps" || err != nil {
+		t.Errorf("got %q, %v", got[:n], err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.ended()
+}
+
+// An open /proc/PID can be signalled like a pidfd, but no descriptor can be taken through it.
+func TestProcFolderIsNoPidfd(t *testing.T) {
+	folder, err := unix.Open("/proc/self", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(folder) // the test's own
+	if err := unix.PidfdSendSignal(folder, 0, nil, 0); err != nil {
+		t.Errorf("signal 0: %v", err)
+	}
+	if _, err := unix.PidfdGetfd(folder, 0, 0); !errors.Is(err, unix.EBADF) {
+		t.Errorf("pidfd_getfd: %v, want EBADF", err)
+	}
+}
