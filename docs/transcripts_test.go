@@ -162,7 +162,10 @@ func awaitStop(pid string) error {
 	return fmt.Errorf("pid %s has not stopped", pid)
 }
 
-var goRun = regexp.MustCompile(`go run \./steps/(\S+)`)
+var (
+	goRun = regexp.MustCompile(`go run \./steps/(\S+)`)
+	inTmp = regexp.MustCompile(`/tmp/( |\d\d-)`) // go build -o /tmp/ ./steps/01-echo, and /tmp/01-echo
+)
 
 // start runs a command as the page shows it, with the steps built already, a control path of
 // its own, and ports of the kernel's choice.
@@ -172,7 +175,8 @@ func (s *stage) start(command string) (*terminal, error) {
 			return nil, missingTool{err}
 		}
 	}
-	serves := regexp.MustCompile(`(01-echo|04-steal|05-pidfd)( -v)?$`).MatchString(command)
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd)( -v)?$`).MatchString(command)
+	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
 	if goRun.MatchString(command) {
 		// exec, so that the shell is not there to comment on how the step ended.
 		command = "exec " + goRun.ReplaceAllString(command, filepath.Join(s.bin, "$1"))

@@ -13,7 +13,7 @@ import (
 )
 
 // Why a descriptor cannot be fetched. The kernel answers with a number, and behind EPERM there are
-// six reasons. To copy: this file with pidfd.go.
+// seven reasons. To copy: this file with pidfd.go.
 
 // explain adds to an error of pidfd_open or pidfd_getfd what is behind it, and what would help.
 func (t target) explain(err error) error {
@@ -23,8 +23,10 @@ func (t target) explain(err error) error {
 		why = t.denied()
 	case errors.Is(err, unix.ENOSYS):
 		why = "it needs Linux 5.6, and a container whose seccomp profile knows it"
-	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL): // SO_PEERPIDFD says EINVAL on some kernels
+	case errors.Is(err, unix.ESRCH):
 		why = "that process is gone"
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // which of them, differs between kernels
+		why = "that process is gone, or it is a thread of another"
 	case errors.Is(err, unix.EBADF):
 		why = "that process has no such descriptor"
 	case errors.Is(err, unix.EMFILE):
@@ -37,8 +39,8 @@ func (t target) explain(err error) error {
 }
 
 // denied says why this process may not fetch the target's descriptors. It asks what the kernel
-// asks, in its order (ptrace(2), "Ptrace access mode checking", with PTRACE_MODE_ATTACH_REALCREDS),
-// and names everything that stands in the way.
+// asks (ptrace(2), "Ptrace access mode checking", with PTRACE_MODE_ATTACH_REALCREDS), and names what
+// it finds in the way.
 func (t target) denied() string {
 	// Without a pidfd the kernel has nothing to check permissions of, and says EBADF.
 	if _, err := unix.PidfdGetfd(-1, 0, 0); errors.Is(err, unix.EPERM) {
@@ -59,7 +61,8 @@ func (t target) denied() string {
 	stranger := !own.mayBe(theirs)
 	foreign := t.inAnotherUserNamespace()
 	mightier := theirs.permitted&^own.permitted != 0
-	if foreign || own.effective&(1<<unix.CAP_SYS_PTRACE) == 0 {
+	capable := !foreign && own.effective&(1<<unix.CAP_SYS_PTRACE) != 0
+	if !capable {
 		// All these CAP_SYS_PTRACE would overcome, if held in the target's user namespace.
 		because(foreign, "it is in another user namespace, in which this process has no CAP_SYS_PTRACE: run both in the same one")
 		because(stranger, "it runs as %v, and this process as uid %d, gid %d without CAP_SYS_PTRACE: run both as the same user", theirs, own.uids[0], own.gids[0])
@@ -68,13 +71,13 @@ func (t target) denied() string {
 	}
 	switch yama() {
 	case 1:
-		because(len(reasons) == 0, "Yama's ptrace_scope is 1, and this process is neither its ancestor nor the one it named with PR_SET_PTRACER")
+		because(!capable && len(reasons) == 0, "Yama's ptrace_scope is 1, and this process is neither its ancestor nor the one it named with PR_SET_PTRACER")
 	case 2:
-		because(len(reasons) == 0, "Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed")
+		because(!capable, "Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed")
 	case 3:
 		because(true, "Yama's ptrace_scope is 3: nobody may, until the next boot")
 	}
-	because(len(reasons) == 0, "a security module such as SELinux or AppArmor forbids it (/sys/kernel/security/lsm lists them)")
+	because(len(reasons) == 0, "a security module such as SELinux, AppArmor or Landlock forbids it, or it is in another user namespace with the same users")
 	return strings.Join(reasons, "; and ")
 }
 
@@ -107,7 +110,7 @@ func readText(path string) (string, error) {
 func (t target) undumpable(theirs status) bool {
 	var stat unix.Stat_t
 	folder := fmt.Sprintf("/proc/%d", t.pid)
-	if err := unix.Stat(folder, &stat); err == nil && int(stat.Uid) != theirs.uids[1] {
+	if err := unix.Stat(folder+"/status", &stat); err == nil && int(stat.Uid) != theirs.uids[1] {
 		return true
 	}
 	_, err := os.Readlink(folder + "/exe")

@@ -60,9 +60,9 @@ func howEnded(ctx context.Context, pidfd *socket.Conn) (string, error) {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return "ended, and its parent has not asked how yet", nil
 	case err != nil:
-		return fmt.Sprintf("ended, and how is its parent's to know: %v (needs Linux 6.15)", err), nil
+		return fmt.Sprintf("ended, and how is its parent's to know: %v (it takes Linux 6.15, and the same pid namespace)", err), nil
 	case status.Signaled():
-		return fmt.Sprintf("was killed by %s", unix.SignalName(status.Signal())), nil
+		return fmt.Sprintf("was killed by signal %d %s", status.Signal(), unix.SignalName(status.Signal())), nil
 	}
 	return fmt.Sprintf("ended with exit status %d", status.ExitStatus()), nil
 }
@@ -74,13 +74,13 @@ func exitStatus(ctx context.Context, pidfd *socket.Conn) (unix.WaitStatus, error
 	defer cancel()
 	var info unix.PidfdInfo
 	err := pidfd.ReadFunc(ctx, "ioctl PIDFD_GET_INFO", func(fd int) error {
-		for {
+		for try := 0; ; try++ {
 			reaped := polled(fd, unix.POLLIN)&unix.POLLHUP != 0
 			info = unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
 			_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.PIDFD_GET_INFO, uintptr(unsafe.Pointer(&info)))
 			switch {
-			case errno == unix.ESRCH && !reaped:
-				continue // it was waited for just now: the kernel found neither process nor status
+			case errno == unix.ESRCH && !reaped && try == 0:
+				continue // it may have been waited for just now: neither process nor status was found
 			case errno != 0:
 				return errno
 			case info.Mask&unix.PIDFD_INFO_EXIT != 0:

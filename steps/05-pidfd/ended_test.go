@@ -22,7 +22,7 @@ func TestHowTheOldOneEnded(t *testing.T) {
 		signal unix.Signal
 		how    string
 	}{
-		"killed":   {unix.SIGKILL, `was killed by SIGKILL`},
+		"killed":   {unix.SIGKILL, `was killed by signal 9 SIGKILL`},
 		"told to":  {unix.SIGTERM, `ended with exit status 0`},
 		"quitting": {unix.SIGQUIT, `ended with exit status 2`}, // Go's runtime prints its goroutines
 	} {
@@ -34,7 +34,7 @@ func TestHowTheOldOneEnded(t *testing.T) {
 			old.signal(end.signal)
 			how := end.how
 			if major, minor := kernel(t); major < 6 || major == 6 && minor < 15 {
-				how = `ended, and how is its parent's to know: .* \(needs Linux 6\.15\)`
+				how = `ended, and how is its parent's to know: .* \(it takes Linux 6\.15, and the same pid namespace\)`
 			}
 			new.logged(`^new\[\d+\]: pid \d+ ` + how + `$`)
 			if status := new.status(); status != 0 {

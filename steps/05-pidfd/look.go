@@ -29,7 +29,7 @@ func look(pid, number int, out io.Writer) (err error) {
 
 	lines, err := describe(fd)
 	if err != nil {
-		return err
+		return fmt.Errorf("pid %d, descriptor %d: %w", pid, number, err)
 	}
 	fmt.Fprintf(out, "pid %d, descriptor %d: here it is %d\n", pid, number, fd)
 	for _, line := range append(lines, "description: "+t.compare(number, fd)) {
@@ -56,14 +56,17 @@ func describe(fd int) ([]string, error) {
 		fmt.Sprintf("kind: %s, %q", kinds[stat.Mode&unix.S_IFMT], name),
 		fmt.Sprintf("flags: %s", flagNames(flags)),
 	}
-	switch stat.Mode & unix.S_IFMT {
-	case unix.S_IFSOCK:
+	switch kind := stat.Mode & unix.S_IFMT; {
+	case flags&unix.O_PATH != 0: // it stands for a place, and nothing is open there
+	case kind == unix.S_IFSOCK:
 		more, err := describeSocket(fd)
 		return append(lines, more...), err
-	case unix.S_IFREG:
+	case kind == unix.S_IFREG:
 		offset, err := unix.Seek(fd, 0, io.SeekCurrent) // tells, and does not move
+		if err != nil {
+			return append(lines, fmt.Sprintf("offset: none (%v)", err)), nil
+		}
 		lines = append(lines, fmt.Sprintf("offset: %d of %d bytes", offset, stat.Size))
-		return lines, os.NewSyscallError("lseek", err)
 	}
 	return lines, nil
 }
@@ -114,7 +117,7 @@ func describeSocket(fd int) ([]string, error) {
 		return nil, os.NewSyscallError("getsockopt SO_TYPE", err)
 	}
 	listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // not every kind of socket can listen
+	if err != nil {
 		return nil, os.NewSyscallError("getsockopt SO_ACCEPTCONN", err)
 	}
 	ends := fmt.Sprintf("%s -> %s", end(unix.Getsockname(fd)), end(unix.Getpeername(fd)))

@@ -46,6 +46,11 @@ func TestDescribe(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(epoll) // the test's own
+	place, err := unix.Open(file.Name(), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(place) // the test's own
 	id, err := identify(server)
 	if err != nil {
 		t.Fatal(err)
@@ -58,6 +63,7 @@ func TestDescribe(t *testing.T) {
 			fmt.Sprintf("kind: file, %q", file.Name()), "flags: O_RDWR", "offset: 5 of 5 bytes"}},
 		{numberOf(t, r), []string{"kind: pipe, ", "flags: O_RDONLY|O_NONBLOCK"}},
 		{numberOf(t, w), []string{"kind: pipe, ", "flags: O_WRONLY|O_NONBLOCK"}},
+		{place, []string{fmt.Sprintf("kind: file, %q", file.Name()), "flags: O_RDONLY|O_PATH"}},
 		{epoll, []string{`kind: no file, "anon_inode:[eventpoll]"`, "flags: O_RDWR"}},
 		{id.fd, []string{
 			fmt.Sprintf(`kind: socket, "socket:[%d]"`, id.inode), "flags: O_RDWR|O_NONBLOCK",
@@ -138,7 +144,7 @@ func TestCompare(t *testing.T) {
 }
 
 func TestLookUsage(t *testing.T) {
-	for _, wrong := range [][]string{{"-pid", "1"}, {"-fd", "1"}, {"-pid", "-1", "-fd", "1"}, {"-pid", "1", "-fd", "-1"}} {
+	for _, wrong := range [][]string{{"-pid", "1"}, {"-fd", "1"}, {"-pid", "-1", "-fd", "1"}, {"-pid", "1", "-fd", "-1"}, {"-pid", "-5"}, {"-fd", "-7"}, {"-pid", "4294967297", "-fd", "0"}} {
 		p := start(t, wrong...)
 		if status := p.status(); status != 2 || len(p.err.all(``)) != 1 {
 			t.Errorf("%v: exit status %d, want 2 and one line:\n%s", wrong, status, p.err)

@@ -12,9 +12,9 @@
 //
 // And to look at any descriptor of any process of yours: go run ./steps/05-pidfd -pid PID -fd N
 //
-// New since 04: pidfd.go, in the place of push.go; denied.go, why a descriptor may not be pulled;
-// ended.go, how the old process ended; look.go, for looking around. old.go and new.go call them
-// in one place each.
+// New since 04: pull.go, in the place of push.go, and pidfd.go, which does it; peer.go, whose
+// process it is; denied.go, why it may not be; ended.go, how the old process ended; look.go, for
+// looking around. old.go and new.go call them in one place each.
 //
 // Needs Linux 5.6 (for pidfd_getfd) and no privilege, if both processes are the same user's.
 package main
@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"os"
 	"time"
 )
@@ -48,13 +49,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if *timeout <= 0 {
 		return usageError{fmt.Errorf("-timeout %v: a new process needs some time to answer", *timeout)}
 	}
-	if (*pid > 0) != (*fd >= 0) {
+	looks := *pid != 0 || *fd != -1
+	if looks && (*pid <= 0 || *pid > math.MaxInt32 || *fd < 0 || *fd > math.MaxInt32) {
 		return usageError{fmt.Errorf("-pid %d -fd %d: a process and one of its descriptors are needed", *pid, *fd)}
 	}
 	if *verbose {
 		trace = log.Printf
 	}
-	if *pid > 0 {
+	if looks {
 		nameProcess("look", stderr)
 		return look(*pid, *fd, stdout)
 	}

@@ -1,0 +1,80 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log"
+	"os"
+
+	"github.com/mdlayher/socket"
+	"golang.org/x/sys/unix"
+)
+
+// The process at the other end of a control connection, as a pidfd. To copy: this file with
+// pidfd.go, denied.go, control.go, hello.go, fdpass.go and borrow.go.
+
+// openPeer opens the process at the other end of a control connection, and says how.
+func openPeer(control *socket.Conn) (t target, how string, err error) {
+	cred, err := credentials(control)
+	if err != nil {
+		return target{}, "", err
+	}
+	t = target{pid: int(cred.Pid)}
+	how = "from the control socket (SO_PEERPIDFD)"
+	err = borrow(control, func(fd int) (err error) {
+		t.pidfd, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		return os.NewSyscallError("getsockopt SO_PEERPIDFD", err)
+	})
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		how = "by its pid (pidfd_open): SO_PEERPIDFD needs Linux 6.5"
+		t.pidfd, err = openConnected(t.pid, control)
+	}
+	if err != nil {
+		return target{}, "", fmt.Errorf("pidfd of pid %d: %w", t.pid, t.explain(err))
+	}
+	return t, how, nil
+}
+
+// openConnected opens the process with that pid, which was at the other end of control when it
+// connected. It may have ended since, and another may have got its number. That is found out
+// by looking at the connection *afterwards*: the kernel closes a process's sockets before it
+// frees its pid. So if the other end is still open, pid still meant the one that opened it.
+// (If it has passed its end on to another process, the pid may be stale all the same. Then the
+// cookie does not match, and the offer is refused.)
+func openConnected(pid int, control *socket.Conn) (pidfd int, err error) {
+	pidfd, err = unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("pidfd_open", err)
+	}
+	err = borrow(control, func(fd int) error {
+		if polled(fd, unix.POLLIN)&unix.POLLHUP != 0 {
+			return errors.New("it has hung up")
+		}
+		return nil
+	})
+	if err != nil {
+		return -1, errors.Join(err, closeFDs([]int{pidfd}))
+	}
+	return pidfd, nil
+}
+
+// letFetch lets p fetch this process's descriptors where Yama would not (ptrace_scope 1, see
+// PR_SET_PTRACER in prctl(2)): a process that is not our ancestor, but runs as the same user.
+// It may then do everything that ptrace(2) can, so the caller calls revoke as soon as p is gone.
+func letFetch(p peer) (revoke func()) {
+	if int(p.uid) != os.Geteuid() {
+		return func() {} // root's, which needs no leave
+	}
+	setPtracer(p.pid)
+	return func() { setPtracer(0) }
+}
+
+func setPtracer(pid int) {
+	err := unix.Prctl(unix.PR_SET_PTRACER, uintptr(pid), 0, 0, 0)
+	// EINVAL: there is no Yama, or no such process any more. In both cases nothing is to be done.
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		log.Printf("prctl PR_SET_PTRACER %d: %v", pid, err)
+	}
+}
