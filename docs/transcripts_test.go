@@ -164,7 +164,7 @@ func awaitStop(pid string) error {
 
 var (
 	goRun = regexp.MustCompile(`go run \./steps/(\S+)`)
-	inTmp = regexp.MustCompile(`/tmp/( |\d\d-)`) // go build -o /tmp/ ./steps/01-echo, and /tmp/01-echo
+	inTmp = regexp.MustCompile(`/tmp/( |\d\d-)`) // go build -o /tmp/ ./steps/01-echo, /tmp/01-echo, /tmp/01-trace
 )
 
 // start runs a command as the page shows it, with the steps built already, a control path of
@@ -188,7 +188,7 @@ func (s *stage) start(command string) (*terminal, error) {
 	term.cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+s.run)
 	term.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to end all of it
 	term.hide = s.run
-	term.columns = regexp.MustCompile(`^(ss|lsof) `).MatchString(command)
+	term.columns = regexp.MustCompile(`^(ss|lsof|tail) `).MatchString(command)
 	stdin, typed, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -218,7 +218,7 @@ type terminal struct {
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
 	hide    string // the folder that the page calls /run/user/1000
-	columns bool   // it prints a table, with columns as wide as this run's numbers
+	columns bool   // it prints columns, as wide as the numbers of this run
 	elided  bool   // the page does not show all that follows
 	reading sync.WaitGroup
 	ended   chan struct{} // closed when the command itself has
@@ -354,7 +354,7 @@ var kinds = []struct {
 	{"byte", "", regexp.MustCompile(`([0-9a-f]{2}) 00 00 00 {2,}descriptor`)},
 	{"user", "", regexp.MustCompile(`[ug]id (\d+)|^\S+ +\d+ +(\S+) .* IPv4 `)},
 	{"folder", "1", regexp.MustCompile(`(?:steal-demo|scm-rights-)(\d+)`)},
-	{"measured", "", regexp.MustCompile(`after (\d+)ms|\[pid( +\d+)\]|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
+	{"measured", "", regexp.MustCompile(`after (\d+)ms|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
 }
 
 // split cuts the numbers out of a line, and returns them with what is left.
