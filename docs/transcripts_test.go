@@ -527,10 +527,10 @@ func TestWrongTranscriptsAreNoticed(t *testing.T) {
 		}
 	}
 	for wrong, right := range map[string]string{
-		"$ printf 'one\\ntwo\\n'\none\nthree\n":              "$ printf 'one\\ntwo\\n'\none\ntwo\n",
-		"$ echo pid 77; echo pid 78\npid 4711\npid 4711\n":   "$ echo pid 77; echo pid 78\npid 4711\npid 4712\n",
-		"$ echo pid 77; echo pid 77\npid 4711\npid 4712\n":   "$ echo pid 77; echo pid 77\npid 4711\npid 4711\n",
-		"$ printf 'one\\n'; sleep 0.1; echo two\ntwo\none\n": "$ printf 'one\\n'; sleep 0.1; echo two\none\ntwo\n",
+		"$ printf 'one\\ntwo\\n'\none\nthree\n":            "$ printf 'one\\ntwo\\n'\none\ntwo\n",
+		"$ echo pid 77; echo pid 78\npid 4711\npid 4711\n": "$ echo pid 77; echo pid 78\npid 4711\npid 4712\n",
+		"$ echo pid 77; echo pid 77\npid 4711\npid 4712\n": "$ echo pid 77; echo pid 77\npid 4711\npid 4711\n",
+		"$ printf 'one\\n'; echo two\ntwo\none\n":          "$ printf 'one\\n'; echo two\none\ntwo\n",
 	} {
 		if truth := play(wrong); truth != right {
 			t.Errorf("%q turned into %q, want %q", wrong, truth, right)
