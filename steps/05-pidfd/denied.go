@@ -27,6 +27,9 @@ func (t target) explain(err error) error {
 		why = "that process is gone"
 	case errors.Is(err, unix.EBADF):
 		why = "that process has no such descriptor"
+		if polled(t.pidfd, unix.POLLIN) != 0 {
+			why = "that process is gone" // Linux 5.10 does not say ESRCH of a zombie
+		}
 	case errors.Is(err, unix.EMFILE):
 		why = "this process has as many descriptors as RLIMIT_NOFILE lets it have (ulimit -n)"
 	}
