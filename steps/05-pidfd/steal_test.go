@@ -243,7 +243,10 @@ func TestSignalsEndBoth(t *testing.T) {
 // the middle. The kernel's names for the sockets are compared from outside: by the client's
 // port, which is the same, the new process has the very sockets that the old one had.
 func TestManyUnderLoad(t *testing.T) {
-	const clients = 200
+	clients := 200
+	if testing.Short() {
+		clients = 40
+	}
 	old, new, addr := startBoth(t)
 	var all []*client
 	for range clients {
@@ -425,7 +428,11 @@ func TestNothingLeaks(t *testing.T) {
 	round() // what the runtime opens once, it opens now
 	count := func() [2]int { return [2]int{len(old.descriptors()), len(new.descriptors())} }
 	before := count()
-	for range 500 {
+	rounds := 500
+	if testing.Short() {
+		rounds = 100
+	}
+	for range rounds {
 		round()
 	}
 	eventually(t, fmt.Sprintf("descriptors of old and new: %v again", before), func() bool { return count() == before })
