@@ -18,6 +18,8 @@ var generators = map[string]func(arg string) (string, error){
 	"kills":   kills,
 
 	"kills-that-differ": func(string) (string, error) { return killsThatDiffer() },
+	"kernel-features":   func(string) (string, error) { return features() },
+	"kernel-relations":  func(string) (string, error) { return relations() },
 }
 
 func TestGenerated(t *testing.T) {

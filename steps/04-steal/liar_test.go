@@ -147,6 +147,7 @@ func TestLyingNewProcess(t *testing.T) {
 
 // A second taken for the same offer breaks the protocol, but does not undo the first.
 func TestTakenTwice(t *testing.T) {
+	mayCarry(t)
 	path := meetingPlace(t)
 	old := startOld(t, path)
 	c, other := dial(t, old.addr()), dial(t, old.addr())

@@ -11,6 +11,7 @@ import (
 )
 
 func TestDemo(t *testing.T) {
+	mayCarry(t)
 	demo := start(t, "-demo")
 	demo.logged(`^demo\[\d+\]: verdict: good: `)
 	demo.printed(`^old\[\d+\] prints "two\\n"$`)

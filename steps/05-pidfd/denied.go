@@ -29,6 +29,9 @@ func (t target) explain(err error) error {
 		why = "that process is gone, or it is a thread of another"
 	case errors.Is(err, unix.EBADF):
 		why = "that process has no such descriptor"
+		if polled(t.pidfd, unix.POLLIN) != 0 {
+			why = "that process is gone" // Linux 5.10 does not say ESRCH of a zombie
+		}
 	case errors.Is(err, unix.EMFILE):
 		why = "this process has as many descriptors as RLIMIT_NOFILE lets it have (ulimit -n)"
 	}
@@ -73,7 +76,7 @@ func (t target) denied() string {
 	case 1:
 		because(!capable && len(reasons) == 0, "Yama's ptrace_scope is 1, and this process is neither its ancestor nor the one it named with PR_SET_PTRACER")
 	case 2:
-		because(!capable, "Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed")
+		because(!capable && len(reasons) == 0, "Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed")
 	case 3:
 		because(true, "Yama's ptrace_scope is 3: nobody may, until the next boot")
 	}

@@ -94,6 +94,7 @@ func TestDescribe(t *testing.T) {
 
 // The test looks at a connection of the step, and the connection does not notice.
 func TestLook(t *testing.T) {
+	mayCarry(t)
 	old := startOld(t, meetingPlace(t))
 	c := dial(t, old.addr())
 	c.echoed("hello")

@@ -8,6 +8,8 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/mdlayher/socket"
@@ -25,8 +27,47 @@ func carrying(m message, fd int) (message, []int) {
 	return m, nil
 }
 
+// lateAnswer is what the new process says to an offer that was withdrawn while it slept. The old
+// one has hung up, so its pid proves nothing any more; and it has taken back what it had allowed.
+func lateAnswer(t testing.TB) string {
+	t.Helper()
+	here, _ := controlPair(t)
+	err := borrow(here, func(fd int) error {
+		pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		if err != nil {
+			return err
+		}
+		return unix.Close(pidfd)
+	})
+	if errors.Is(err, unix.ENOPROTOOPT) || yama() == 1 && os.Geteuid() != 0 {
+		return `"refused"`
+	}
+	return `"taken"`
+}
+
+// mayCarry skips a test where nobody like this process may fetch anything, whatever the other
+// process allows: not even out of a child.
+func mayCarry(t testing.TB) {
+	t.Helper()
+	answer, err := fetchFromChild()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.HasPrefix(answer, "EPERM Yama") {
+		t.Skipf("pidfd_getfd of a child: %s", answer)
+	}
+}
+
+var fetchFromChild = sync.OnceValues(func() (string, error) {
+	return withChild(func(pid int) (string, error) { return attempt(pid, 0), nil })
+})
+
 // letPeerFetch is what the old process does for the new one.
-func letPeerFetch(t *testing.T, p peer) { t.Cleanup(letFetch(p)) }
+func letPeerFetch(t *testing.T, p peer) {
+	t.Helper()
+	mayCarry(t)
+	t.Cleanup(letFetch(p))
+}
 
 // carriageLies are offers of a live connection with something wrong in how it comes.
 func carriageLies(cookie uint64, live int) []lie {

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// errEmulator: what went wrong says nothing about the project.
+var errEmulator = errors.New("the emulator did not get there")
+
+// guest is a machine that runs all tests as one user.
+type guest struct {
+	image   string // the kernel
+	work    string // where the test programs are, in tests/
+	version string
+	user    string
+	tests   []test
+}
+
+// plan is what the guest does, line by line: Yama's mode, a program, its arguments. The mode
+// can only be raised, so the tests that want several come again at the end.
+func (g guest) plan() string {
+	var plan strings.Builder
+	for mode := range 4 {
+		for _, t := range g.tests {
+			if mode == 0 || t.yama {
+				fmt.Fprintln(&plan, mode, t.name, t.args)
+			}
+		}
+	}
+	return plan.String()
+}
+
+// console boots the guest and returns what it wrote until it turned itself off.
+func (g guest) console() ([]byte, error) {
+	initrd, err := g.initrd()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	defer cancel()
+	// One processor, which suffices for what differs from kernel to kernel: with several that run at
+	// once, the emulator now and then trips over the kernel's patching of its own code.
+	// tsc=reliable: the older kernels distrust its clock, and the other one they have is slow.
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "max", "-m", "768",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none", "-serial", "stdio",
+		"-kernel", g.image, "-initrd", initrd,
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable random.trust_cpu=on audit=0")
+	out, err := cmd.CombinedOutput()
+	out = bytes.ReplaceAll(out, []byte("\r"), nil)
+	if *logs != "" {
+		if err := os.WriteFile(filepath.Join(*logs, g.version+"-"+g.user+".log"), out, 0o644); err != nil {
+			return nil, err
+		}
+	}
+	if err == nil && !bytes.Contains(out, []byte("\nguest: done ")) {
+		err = errors.New("it stopped halfway")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s as %s: %w: %w; its last words: %s", g.version, g.user, errEmulator, err, tail(string(out)))
+	}
+	return out, nil
+}
+
+// initrd packs the guest's files: busybox, the tests, and what to do with them.
+func (g guest) initrd() (string, error) {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return "", err
+	}
+	var a archive
+	for _, folder := range []string{"bin", "dev", "etc", "proc", "sbin", "sys", "tests", "tmp", "usr", "usr/bin", "usr/sbin"} {
+		a.add(folder, 0o40755, nil)
+	}
+	files := map[string]string{"init": filepath.Join(folder, "init"), "bin/busybox": busybox}
+	for _, t := range g.tests {
+		files["tests/"+t.name] = filepath.Join(g.work, "tests", t.name)
+	}
+	for name, path := range files {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return "", err
+		}
+		a.add(name, 0o100755, content)
+	}
+	for name, content := range map[string]string{
+		"etc/passwd": "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
+		"etc/group":  "root:x:0:\nnogroup:x:65534:\n",
+		"etc/hosts":  "127.0.0.1 localhost\n",
+		"plan":       g.plan(),
+		"user":       g.user + "\n",
+	} {
+		a.add(name, 0o100644, []byte(content))
+	}
+	a.add("TRAILER!!!", 0, nil)
+	path := filepath.Join(g.work, g.version+"-"+g.user+".cpio")
+	return path, os.WriteFile(path, a.Bytes(), 0o600)
+}
+
+// archive is a cpio archive as kernels unpack them (driver-api/early-userspace/buffer-format).
+type archive struct {
+	bytes.Buffer
+	files int
+}
+
+// add appends a file. All belong to root.
+func (a *archive) add(name string, mode int, content []byte) {
+	a.files++
+	fmt.Fprintf(a, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X", a.files, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name)+1, 0)
+	for _, part := range [][]byte{append([]byte(name), 0), content} {
+		a.Write(part)
+		_, _ = io.CopyN(a, zeros{}, int64(-a.Len()&3)) // to a multiple of four; a Buffer never fails
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
