@@ -42,12 +42,12 @@ func (t target) explain(err error) error {
 }
 
 // denied says why this process may not fetch the target's descriptors. It asks what the kernel
-// asks (ptrace(2), "Ptrace access mode checking", with PTRACE_MODE_ATTACH_REALCREDS), and names what
-// it finds in the way.
+// asks (ptrace(2), "Ptrace access mode checking", with PTRACE_MODE_ATTACH_REALCREDS).
 func (t target) denied() string {
-	// Without a pidfd the kernel has nothing to check permissions of, and says EBADF.
-	if _, err := unix.PidfdGetfd(-1, 0, 0); errors.Is(err, unix.EPERM) {
-		return "a seccomp filter forbids this process the call, whatever the target: in a container, add the capability SYS_PTRACE (docker run --cap-add SYS_PTRACE), or choose a seccomp profile that allows pidfd_getfd"
+	// pidfd_open asks for no permission, and without a pidfd neither does pidfd_getfd: it says
+	// EBADF. So EPERM here comes from before the call.
+	if _, err := unix.PidfdGetfd(-1, 0, 0); t.pidfd < 0 || errors.Is(err, unix.EPERM) {
+		return "a seccomp filter forbids this process the call, whatever the target: in a container, add the capability SYS_PTRACE (docker run --cap-add SYS_PTRACE), or choose a seccomp profile that allows pidfd_open and pidfd_getfd"
 	}
 	own, ownErr := statusOf(os.Getpid())
 	theirs, err := statusOf(t.pid)
@@ -56,32 +56,40 @@ func (t target) denied() string {
 	}
 
 	var reasons []string
-	because := func(is bool, format string, args ...any) {
-		if is {
-			reasons = append(reasons, fmt.Sprintf(format, args...))
-		}
-	}
-	stranger := !own.mayBe(theirs)
-	foreign := t.inAnotherUserNamespace()
-	mightier := theirs.permitted&^own.permitted != 0
-	capable := !foreign && own.effective&(1<<unix.CAP_SYS_PTRACE) != 0
+	otherNamespace := t.inAnotherUserNamespace()
+	capable := !otherNamespace && own.effective&(1<<unix.CAP_SYS_PTRACE) != 0
 	if !capable {
-		// All these CAP_SYS_PTRACE would overcome, if held in the target's user namespace.
-		because(foreign, "it is in another user namespace, in which this process has no CAP_SYS_PTRACE: run both in the same one")
-		because(stranger, "it runs as %v, and this process as uid %d, gid %d without CAP_SYS_PTRACE: run both as the same user", theirs, own.uids[0], own.gids[0])
-		because(!stranger && !foreign && mightier, "it has capabilities that this process does not have (CapPrm %#x, here %#x): start both with the same ones", theirs.permitted, own.permitted)
-		because(!stranger && !foreign && !mightier && t.undumpable(theirs), "it is not dumpable (PR_SET_DUMPABLE, or it has changed its user): let it call prctl(PR_SET_DUMPABLE, 1)")
+		reasons = t.unprivileged(own, theirs, otherNamespace)
 	}
-	switch yama() {
-	case 1:
-		because(!capable && len(reasons) == 0, "Yama's ptrace_scope is 1, and this process is neither its ancestor nor the one it named with PR_SET_PTRACER")
-	case 2:
-		because(!capable && len(reasons) == 0, "Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed")
-	case 3:
-		because(true, "Yama's ptrace_scope is 3: nobody may, until the next boot")
+	switch mode := yama(); {
+	case mode == 3:
+		reasons = append(reasons, "Yama's ptrace_scope is 3: nobody may, until the next boot")
+	case capable || len(reasons) > 0:
+	case mode == 2:
+		reasons = append(reasons, "Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed")
+	case mode == 1:
+		reasons = append(reasons, "Yama's ptrace_scope is 1, and this process is neither its ancestor nor the one it named with PR_SET_PTRACER")
 	}
-	because(len(reasons) == 0, "a security module such as SELinux, AppArmor or Landlock forbids it, or it is in another user namespace with the same users")
+	if len(reasons) == 0 {
+		return "a security module such as SELinux, AppArmor or Landlock forbids it, or it is in another user namespace with the same users"
+	}
 	return strings.Join(reasons, "; and ")
+}
+
+// unprivileged is why the target is out of reach for a process without CAP_SYS_PTRACE in the
+// target's user namespace: one reason, or none.
+func (t target) unprivileged(own, theirs status, otherNamespace bool) []string {
+	switch {
+	case otherNamespace:
+		return []string{"it is in another user namespace, in which this process has no CAP_SYS_PTRACE: run both in the same one"}
+	case !own.sameUserAs(theirs):
+		return []string{fmt.Sprintf("it runs as %v, and this process as uid %d, gid %d without CAP_SYS_PTRACE: run both as the same user", theirs, own.uids[0], own.gids[0])}
+	case theirs.permitted&^own.permitted != 0:
+		return []string{fmt.Sprintf("it has capabilities that this process does not have (CapPrm %#x, here %#x): start both with the same ones", theirs.permitted, own.permitted)}
+	case t.undumpable(theirs):
+		return []string{"it is not dumpable (PR_SET_DUMPABLE, or it has changed its user): let it call prctl(PR_SET_DUMPABLE, 1)"}
+	}
+	return nil
 }
 
 // alive says whether what /proc/PID has said was about the target: while it lives, or nobody has
@@ -136,9 +144,8 @@ type status struct {
 	permitted, effective uint64 // capabilities
 }
 
-// mayBe reports whether s may act for other without any privilege: its real user and group are
-// other's, whatever other could switch to.
-func (s status) mayBe(other status) bool {
+// sameUserAs reports whether the real user and group of s are other's: real, effective and saved.
+func (s status) sameUserAs(other status) bool {
 	for _, i := range []int{0, 1, 2} {
 		if other.uids[i] != s.uids[0] || other.gids[i] != s.gids[0] {
 			return false

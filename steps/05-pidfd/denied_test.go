@@ -19,7 +19,7 @@ import (
 // what explain says, where a test needs it more than once.
 const (
 	undumpableWhy = `it is not dumpable \(PR_SET_DUMPABLE, or it has changed its user\): let it call prctl\(PR_SET_DUMPABLE, 1\)$`
-	filteredWhy   = `a seccomp filter forbids this process the call, whatever the target: in a container, add the capability SYS_PTRACE \(docker run --cap-add SYS_PTRACE\), or choose a seccomp profile that allows pidfd_getfd$`
+	filteredWhy   = `a seccomp filter forbids this process the call, whatever the target: in a container, add the capability SYS_PTRACE \(docker run --cap-add SYS_PTRACE\), or choose a seccomp profile that allows pidfd_open and pidfd_getfd$`
 )
 
 // Every way in which a descriptor may be out of reach, made to happen: the explanation names the
@@ -60,6 +60,15 @@ func TestDenied(t *testing.T) {
 				t.Errorf("exit status %d, want 1 and one line", status)
 			}
 		})
+	}
+}
+
+// A filter on pidfd_open leaves nothing to ask the kernel about.
+func TestDeniedOpen(t *testing.T) {
+	taker := startWith(t, failing(unix.SYS_PIDFD_OPEN, -1, unix.EPERM), "-pid", strconv.Itoa(os.Getpid()), "-fd", "2")
+	taker.logged(`pidfd_open of pid \d+: operation not permitted: ` + filteredWhy)
+	if status := taker.status(); status != 1 || len(taker.err.all(``)) != 1 {
+		t.Errorf("exit status %d, want 1 and one line", status)
 	}
 }
 

@@ -31,11 +31,9 @@ func look(pid, number int, out io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("pid %d, descriptor %d: %w", pid, number, err)
 	}
-	fmt.Fprintf(out, "pid %d, descriptor %d: here it is %d\n", pid, number, fd)
-	for _, line := range append(lines, "description: "+t.compare(number, fd)) {
-		fmt.Fprintf(out, "  %s\n", line)
-	}
-	return nil
+	lines = append(lines, "description: "+t.compare(number, fd))
+	_, err = fmt.Fprintf(out, "pid %d, descriptor %d: here it is %d\n  %s\n", pid, number, fd, strings.Join(lines, "\n  "))
+	return err
 }
 
 // describe says what a descriptor is, one line for each thing.
@@ -154,10 +152,13 @@ func end(sa unix.Sockaddr, err error) string {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
 		return address(sa, err)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.ENOTCONN):
 		return "nobody"
+	case err != nil:
+		return fmt.Sprintf("unknown (%v)", err)
 	}
-	return "somewhere"
+	return "an address of its own kind"
 }
 
 // kcmpFile is KCMP_FILE of <linux/kcmp.h>: compare two open file descriptions.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -117,11 +118,19 @@ func TestLook(t *testing.T) {
 			t.Errorf("got %s, want %q", &out, want)
 		}
 	}
+	if err := look(old.pid(), fd, full{}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("got %v, want that it could not be written", err)
+	}
 	c.echoed("as if nothing had been")
 	if after := len(old.descriptors()); after != before {
 		t.Errorf("it has %d descriptors, and had %d", after, before)
 	}
 }
+
+// full is where nothing can be written any more.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, unix.ENOSPC }
 
 // kcmp tells the same file from the same description.
 func TestCompare(t *testing.T) {

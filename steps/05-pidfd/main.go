@@ -10,13 +10,14 @@
 //
 // Or all of it in one terminal: go run ./steps/05-pidfd -demo
 //
-// And to look at any descriptor of any process of yours: go run ./steps/05-pidfd -pid PID -fd N
+// And to look at any descriptor of a process that you may trace: go run ./steps/05-pidfd -pid PID -fd N
 //
 // New since 04: pull.go, in the place of push.go, and pidfd.go, which does it; peer.go, whose
 // process it is; denied.go, why it may not be; ended.go, how the old process ended; look.go, for
 // looking around. old.go and new.go call them in one place each.
 //
-// Needs Linux 5.6 (for pidfd_getfd) and no privilege, if both processes are the same user's.
+// Needs Linux 5.6 (for pidfd_getfd) and no privilege, if both processes are the same user's and
+// Yama, where there is one, is in its modes 0 or 1.
 package main
 
 import (

@@ -153,6 +153,8 @@ func (o *oldProcess) vacate(to *giver) {
 // reason says in words why this process closes a connection.
 func reason(ctx context.Context, taken bool, err error) string {
 	switch {
+	case taken && ctx.Err() != nil:
+		return "this process is ending, and the new one has it if it has fetched it"
 	case taken:
 		return "left to the new process"
 	case ctx.Err() != nil:

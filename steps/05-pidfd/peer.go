@@ -32,6 +32,7 @@ func openPeer(control *socket.Conn) (t target, how string, err error) {
 		t.pidfd, err = openConnected(t.pid, control)
 	}
 	if err != nil {
+		t.pidfd = -1
 		return target{}, "", fmt.Errorf("pidfd of pid %d: %w", t.pid, t.explain(err))
 	}
 	return t, how, nil
@@ -62,7 +63,7 @@ func openConnected(pid int, control *socket.Conn) (pidfd int, err error) {
 
 // letFetch lets p fetch this process's descriptors where Yama would not (ptrace_scope 1, see
 // PR_SET_PTRACER in prctl(2)): a process that is not our ancestor, but runs as the same user.
-// It may then do everything that ptrace(2) can, so the caller calls revoke as soon as p is gone.
+// It may then do everything that ptrace(2) can, so the caller calls revoke as soon as p has hung up.
 func letFetch(p peer) (revoke func()) {
 	if int(p.uid) != os.Geteuid() {
 		return func() {} // root's, which needs no leave

@@ -151,7 +151,8 @@ func (g *giver) listen(answers chan<- message) {
 
 // exchange makes one offer and returns nil once the new process has taken it. If ctx ends
 // meanwhile, it returns nil too: this process will never touch the connection again, and when
-// its end of the control connection closes, the new process takes an orphan.
+// its end of the control connection closes, the new process takes an orphan, if it has the
+// descriptor by then.
 func (g *giver) exchange(ctx context.Context, o offer, answers <-chan message) error {
 	id, err := identify(o.conn)
 	if err != nil {
