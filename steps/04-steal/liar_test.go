@@ -154,7 +154,7 @@ func TestTakenTwice(t *testing.T) {
 	liar := join(t, path)
 	c.send("STEAL\n")
 	m, fds := receive(t, liar, offerFDs)
-	fd, err := (&taker{control: liar}).fetchFD(m, fds)
+	fd, err := (&taker{control: liar}).fetchFD(m.content, fds)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,8 +252,8 @@ func TestLyingOldProcess(t *testing.T) {
 	new.logged(`waiting on `)
 	before := len(new.descriptors())
 
-	offer := message{Type: "offer", Cookie: id.cookie}
-	other := message{Type: "offer", Cookie: id.cookie + 1}
+	offer := message{Type: "offer", content: content{Cookie: id.cookie}}
+	other := message{Type: "offer", content: content{Cookie: id.cookie + 1}}
 	carried := func(what string, m message, fd int, reason string) lie {
 		m, fds := carrying(m, fd)
 		return lie{what, m, fds, reason}

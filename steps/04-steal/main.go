@@ -10,9 +10,9 @@
 // Or all of it in one terminal: go run ./steps/04-steal -demo
 //
 // New since 03: steal.go, the protocol that decides who has the connection, whoever dies and
-// whenever; push.go, its one message that carries a descriptor; verify.go, what the new process
-// checks before it says yes; old.go and new.go, the two processes. echo.go is that of step 01
-// with an eye for STEAL.
+// whenever; parcel.go, what one offer holds; push.go, its one message that carries a descriptor;
+// verify.go, what the new process checks before it says yes; old.go and new.go, the two
+// processes. echo.go is that of step 01 with an eye for STEAL.
 //
 // Needs Linux 4.12 (for SO_COOKIE) and no privilege.
 package main

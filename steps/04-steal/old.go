@@ -81,7 +81,7 @@ func (o *oldProcess) steal(c *net.TCPConn, id identity, unread []byte) (taken bo
 	failure := errNobodyWaits
 	if to != nil {
 		log.Printf("descriptor %d: STEAL: offering it to %v with %d bytes read ahead", id.fd, to.to, len(unread))
-		failure = to.give(c, unread)
+		failure = to.give(parcel{conn: c, unread: unread})
 	}
 	if failure == nil {
 		return true, nil

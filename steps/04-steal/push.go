@@ -24,7 +24,7 @@ func sendOffer(ctx context.Context, control *socket.Conn, m message, conn syscal
 
 // fetchFD returns the descriptor of an offer, which becomes the caller's: the one that came along.
 // The number in the message means nothing in this process.
-func (t *taker) fetchFD(_ message, fds []int) (int, error) {
+func (t *taker) fetchFD(_ content, fds []int) (int, error) {
 	if len(fds) != offerFDs {
 		return -1, fmt.Errorf("%w: %d, not %d", errMissingFDs, len(fds), offerFDs)
 	}

@@ -26,7 +26,7 @@ func letPeerFetch(*testing.T, peer) {}
 
 // carriageLies are offers of a live connection with something wrong in how it comes.
 func carriageLies(cookie uint64, live int) []lie {
-	offer := message{Type: "offer", FD: live, Cookie: cookie}
+	offer := message{Type: "offer", content: content{FD: live, Cookie: cookie}}
 	return []lie{
 		{"no descriptor", offer, nil, `fewer descriptors than expected: 0, not 1`},
 		{"two", offer, []int{live, live}, `more descriptors than expected: 2, not 1`},

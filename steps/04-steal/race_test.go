@@ -74,7 +74,7 @@ func takenWithin(t *testing.T, server syscall.Conn, timeout time.Duration) bool 
 		}
 		got <- err == nil
 	}()
-	failure := g.give(server, nil)
+	failure := g.give(parcel{conn: server})
 	cancel()
 	<-ended
 	g.stop()
@@ -101,7 +101,7 @@ func TestWithdrawWaitsForRoom(t *testing.T) {
 	running := make(chan error, 1)
 	go func() { running <- g.run(t.Context()) }()
 	failure := make(chan error, 1)
-	go func() { failure <- g.give(server, make([]byte, bufferSize)) }()
+	go func() { failure <- g.give(parcel{conn: server, unread: make([]byte, bufferSize)}) }()
 
 	full := func() bool { return sendQueue(t, oldEnd) > bufferSize }
 	eventually(t, "the offer is in the queue", full)

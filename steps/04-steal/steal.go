@@ -2,11 +2,11 @@
 
 package main
 
-// The protocol by which a live TCP connection changes its process. To copy: this file with one
-// that gets the descriptor across (push.go, for one), and verify.go, fdpass.go, identity.go,
-// borrow.go, hello.go and control.go. It promises that a connection is never served by two
-// processes, never by none while its owner lives, and that both know who that is, whoever is
-// killed and whenever.
+// The protocol by which a live TCP connection changes its process. To copy: this file with
+// parcel.go, what one offer holds, and one that gets the descriptor across (push.go, for one),
+// and verify.go, fdpass.go, identity.go, borrow.go, hello.go and control.go. It promises that a
+// connection is never served by two processes, never by none while its owner lives, and that
+// both know who that is, whoever is killed and whenever.
 //
 // Two sides that can only send each other messages can never be sure that they agree: the
 // last message may be lost. These two sides share a kernel. What it has queued stays
@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"syscall"
 	"time"
 
 	"github.com/mdlayher/socket"
@@ -36,12 +35,10 @@ import (
 
 // message is one record on the control socket, after the hellos.
 type message struct {
-	Type   string `json:"type"`             // offer, taken, refused or withdraw
-	ID     uint64 `json:"id,omitempty"`     // which offer
-	FD     int    `json:"fd,omitempty"`     // offer: the descriptor's number in the old process
-	Cookie uint64 `json:"cookie,omitempty"` // offer: the socket's SO_COOKIE
-	Unread []byte `json:"unread,omitempty"` // offer: read from the socket, and not yet answered
-	Reason string `json:"reason,omitempty"` // refused, withdraw: in words
+	Type    string `json:"type"`         // offer, taken, refused or withdraw
+	ID      uint64 `json:"id,omitempty"` // which offer
+	content        // offer: see parcel.go
+	Reason  string `json:"reason,omitempty"` // refused, withdraw: in words
 }
 
 // nonsense is the type that receiveMessage gives to a record that is no message.
@@ -74,10 +71,9 @@ type giver struct {
 	over    bool // an offer has been withdrawn, and with it the conversation
 }
 
-// offer is a connection whose reader has stopped, and what it had read too far.
+// offer is a parcel on its way to the new process.
 type offer struct {
-	conn   syscall.Conn
-	unread []byte
+	parcel
 	result chan error
 }
 
@@ -87,12 +83,12 @@ func newGiver(control *socket.Conn, to peer, timeout time.Duration) *giver {
 	return &giver{to: to, control: control, timeout: timeout, offers: make(chan offer), gone: make(chan struct{})}
 }
 
-// give offers conn to the new process. After nil it is the new one's: the caller closes its
-// descriptor, and must not call shutdown(2), read or write. After an error, which is the
-// reason in words, it is still the caller's, and untouched. Nothing may read or write conn
+// give offers p to the new process. After nil its connection is the new one's: the caller closes
+// its descriptor, and must not call shutdown(2), read or write. After an error, which is the
+// reason in words, it is still the caller's, and untouched. Nothing may read or write it
 // meanwhile.
-func (g *giver) give(conn syscall.Conn, unread []byte) error {
-	o := offer{conn, unread, make(chan error, 1)}
+func (g *giver) give(p parcel) error {
+	o := offer{p, make(chan error, 1)}
 	select {
 	case g.offers <- o:
 		return <-o.result
@@ -154,15 +150,11 @@ func (g *giver) listen(answers chan<- message) {
 // its end of the control connection closes, the new process takes an orphan, if it has the
 // descriptor by then.
 func (g *giver) exchange(ctx context.Context, o offer, answers <-chan message) error {
-	id, err := identify(o.conn)
-	if err != nil {
-		return err
-	}
 	g.lastID++
-	m := message{Type: "offer", ID: g.lastID, FD: id.fd, Cookie: id.cookie, Unread: o.unread}
+	id := g.lastID
 	inTime, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
-	if err := sendOffer(inTime, g.control, m, o.conn); err != nil {
+	if err := o.send(inTime, g.control, id); err != nil {
 		return fmt.Errorf("offer to %v: %w", g.to, err) // nothing was sent, so nothing is open
 	}
 
@@ -172,16 +164,16 @@ func (g *giver) exchange(ctx context.Context, o offer, answers <-chan message) e
 		switch {
 		case !open: // the queue has ended, and taken was not in it
 			return fmt.Errorf("%v went away without taking it", g.to)
-		case a.ID == m.ID && a.Type == "taken":
+		case a.ID == id && a.Type == "taken":
 			return nil
-		case a.ID == m.ID && a.Type == "refused":
+		case a.ID == id && a.Type == "refused":
 			return fmt.Errorf("%v refused: %q", g.to, a.Reason)
 		}
 		reason = g.brokenBy(a)
 	case <-inTime.Done():
 		reason = fmt.Errorf("%v did not answer within %v", g.to, g.timeout)
 	}
-	if ctx.Err() != nil || g.withdraw(ctx, m.ID, reason, answers) {
+	if ctx.Err() != nil || g.withdraw(ctx, id, reason, answers) {
 		return nil
 	}
 	return reason
@@ -219,13 +211,7 @@ type taker struct {
 	control *socket.Conn
 }
 
-// stolen is a connection that has changed hands. Its owner closes conn.
-type stolen struct {
-	conn   *socket.Conn
-	unread []byte // comes before everything that conn still has to read
-}
-
-// take waits for the next connection that is this process's to serve. Offers that are not what
+// take waits for the next parcel that is this process's to serve. Offers that are not what
 // they say are refused. Its error is io.EOF when the old process is gone.
 func (t *taker) take(ctx context.Context) (stolen, error) {
 	for {
@@ -236,9 +222,9 @@ func (t *taker) take(ctx context.Context) (stolen, error) {
 		if m.Type == "withdraw" {
 			return stolen{}, t.gaveUp(m)
 		}
-		conn, err := t.adopt(m, fds)
+		s, err := t.open(m, fds)
 		if err == nil {
-			return t.commit(ctx, m, conn)
+			return t.commit(ctx, m, s)
 		}
 		if err := t.refuse(ctx, m, err); err != nil {
 			return stolen{}, err
@@ -255,34 +241,25 @@ func (t *taker) refuse(ctx context.Context, m message, why error) error {
 	return err
 }
 
-// adopt makes a connection of an offer and its descriptor, if they are what they should be.
-// It owns the descriptor: after an error it is closed.
-func (t *taker) adopt(m message, fds []int) (*socket.Conn, error) {
+// open makes of a message and its descriptors what was offered, if it is that. It owns the
+// descriptors: after an error they are closed.
+func (t *taker) open(m message, fds []int) (stolen, error) {
 	if m.Type != "offer" {
-		return nil, errors.Join(m.complaint(), closeFDs(fds))
+		return stolen{}, errors.Join(m.complaint(), closeFDs(fds))
 	}
-	fd, err := t.fetchFD(m, fds)
-	if err != nil {
-		return nil, err
-	}
-	if err := verify(fd, m.Cookie); err != nil {
-		return nil, errors.Join(err, closeFDs([]int{fd}))
-	}
-	// socket.New leaves the socket's options as they are; net.FileConn would set TCP_NODELAY
-	// and the keep-alive times.
-	return socket.New(fd, "tcp")
+	return t.unpack(m.content, fds)
 }
 
-// commit says taken, before the first byte is read from or written to the connection.
-func (t *taker) commit(ctx context.Context, m message, conn *socket.Conn) (stolen, error) {
+// commit says taken, before the first byte is read from or written to a connection.
+func (t *taker) commit(ctx context.Context, m message, s stolen) (stolen, error) {
 	err := sendMessage(ctx, t.control, message{Type: "taken", ID: m.ID})
 	if isHangup(err) {
 		err = t.lastWord()
 	}
 	if err != nil {
-		return stolen{}, errors.Join(err, conn.Close())
+		return stolen{}, errors.Join(err, s.Close())
 	}
-	return stolen{conn, m.Unread}, nil
+	return s, nil
 }
 
 // lastWord reads what the old process has left in the queue after it hung up: that it gave up

@@ -51,7 +51,7 @@ func TestGivingLeavesOptionsAlone(t *testing.T) {
 	control := join(t, path)
 	c.send("STEAL\n")
 	m, fds := receive(t, control, offerFDs)
-	fd, err := (&taker{control: control}).fetchFD(m, fds)
+	fd, err := (&taker{control: control}).fetchFD(m.content, fds)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestTakingLeavesOptionsAlone(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = g.run(t.Context()) }() // ends with the test
 	t.Cleanup(func() { <-ended })
-	if err := g.give(server, nil); err != nil {
+	if err := g.give(parcel{conn: server}); err != nil {
 		t.Fatal(err)
 	}
 	c.expect(fmt.Sprintf("* stolen: pid %d -> pid %d", os.Getpid(), new.pid()))
@@ -125,7 +125,7 @@ func TestDeadlinesWorkOnBothSides(t *testing.T) {
 		t.Fatal(err)
 	}
 	oldEnd, newEnd := controlPair(t)
-	if err := sendOffer(t.Context(), oldEnd, message{Type: "offer", ID: 1, FD: id.fd, Cookie: id.cookie}, server); err != nil {
+	if err := sendOffer(t.Context(), oldEnd, message{Type: "offer", ID: 1, content: content{FD: id.fd, Cookie: id.cookie}}, server); err != nil {
 		t.Fatal(err)
 	}
 	s, err := (&taker{peer{pid: os.Getpid()}, newEnd}).take(t.Context())

@@ -71,7 +71,7 @@ func letPeerFetch(t *testing.T, p peer) {
 
 // carriageLies are offers of a live connection with something wrong in how it comes.
 func carriageLies(cookie uint64, live int) []lie {
-	number := func(n int) message { return message{Type: "offer", FD: n, Cookie: cookie} }
+	number := func(n int) message { return message{Type: "offer", content: content{FD: n, Cookie: cookie}} }
 	noSuch := func(n int) string {
 		return fmt.Sprintf(`pidfd_getfd of pid %d, descriptor %d: bad file descriptor: that process has no such descriptor`, os.Getpid(), n)
 	}

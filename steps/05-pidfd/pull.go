@@ -28,11 +28,11 @@ func sendOffer(ctx context.Context, control *socket.Conn, m message, _ syscall.C
 // fetchFD returns a duplicate of the descriptor that an offer names, which becomes the caller's.
 // The number may mean something else by now, if the old process is ending or lies: the cookie
 // in the offer tells.
-func (t *taker) fetchFD(m message, _ []int) (int, error) {
+func (t *taker) fetchFD(c content, _ []int) (int, error) {
 	from, _, err := openPeer(t.control)
 	if err != nil {
 		return -1, err
 	}
 	defer from.Close()
-	return from.fetch(m.FD)
+	return from.fetch(c.FD)
 }
