@@ -1,0 +1,247 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/socket"
+)
+
+// The old process's side of a takeover. Every offer is step 04's: it is taken, or it is still
+// ours. The listeners are lent with the first, so that the new process accepts from then on; they
+// are its own when the last is taken, or when this process dies. If anything goes wrong before
+// that, this process says so (withdraw), and serves on with all that is left.
+
+// meet hands everything over to a process that asks for it.
+func (s *server) meet(c *socket.Conn) {
+	to, err := s.welcome(c)
+	switch {
+	case err == nil:
+	case s.accepting.Err() != nil, errors.Is(err, io.EOF): // it only looked whether anybody is here
+		return
+	default:
+		log.Print(err)
+		return
+	}
+	defer s.vacate(to)
+	s.moving.Lock()
+	defer s.moving.Unlock()
+	if s.accepting.Err() != nil {
+		return // it is too late for that
+	}
+	begin := time.Now()
+	moved, err := s.handOver(to)
+	if err != nil {
+		log.Printf("not taken over: %v; connections moved: %d, still here: %d", err, moved, s.sessions.count())
+		return
+	}
+	log.Printf("taken over by %v: connections moved: %d, in %v", to.to, moved, time.Since(begin).Round(time.Millisecond))
+	close(s.succeeded)
+}
+
+// welcome says hello to a process that may take over.
+func (s *server) welcome(c *socket.Conn) (to *giver, err error) {
+	s.greeting.Lock()
+	defer s.greeting.Unlock()
+	_, err = greet(s.accepting, c, s.counted.now().Generation, func(p peer) error {
+		if err := sameUser(p); err != nil {
+			return err
+		}
+		to = newGiver(c, p, s.timeout)
+		return s.reserve(to)
+	})
+	if err != nil {
+		s.vacate(to)
+		return nil, err
+	}
+	return to, nil
+}
+
+// reserve makes the process behind to the next one, if there is none yet.
+func (s *server) reserve(to *giver) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.next != nil {
+		return fmt.Errorf("pid %d is taking over already: wait until it has", s.next.to.pid)
+	}
+	s.next = to
+	return nil
+}
+
+// vacate lets another process try, if it is to whose turn it was.
+func (s *server) vacate(to *giver) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if to != nil && s.next == to {
+		s.next = nil
+	}
+}
+
+// handOver gives everything to the new process, or takes back what it has not taken.
+func (s *server) handOver(to *giver) (moved int, err error) {
+	supervisor("RELOADING=1", monotonic())
+	answers := make(chan message)
+	go to.listen(answers)
+	defer to.stop()
+	moved, err = s.giveAll(to, answers)
+	if err == nil {
+		s.awaitHangup(to, answers)
+		return moved, nil
+	}
+	if !to.over { // or it would take us for dead, and the listeners for its own
+		to.withdraw(context.Background(), 0, err, answers)
+	}
+	s.control.open()
+	for _, l := range s.listeners {
+		l.open()
+	}
+	supervisor("READY=1", fmt.Sprintf("MAINPID=%d", os.Getpid()))
+	return moved, err
+}
+
+// giveAll makes one offer after the other. After an error its offer, and what has not been
+// offered yet, is still ours.
+func (s *server) giveAll(to *giver, answers <-chan message) (moved int, err error) {
+	give := func(p parcel) error {
+		defer closeQuietly(p) // the file is in memory, and has been sent
+		return to.exchange(context.Background(), offer{parcel: p}, answers)
+	}
+	for _, l := range s.listeners {
+		l.shut()
+	}
+	listeners, err := s.packListeners()
+	if err != nil {
+		return 0, err
+	}
+	if err := give(listeners); err != nil {
+		return 0, err
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	batches := s.prepare(ctx, s.sessions.list())
+	defer takeBack(batches)
+	defer cancel()
+	for b := range batches {
+		if b.err == nil {
+			b.err = give(b.parcel)
+		}
+		if b.err != nil {
+			releaseAll(b.sessions, goOn)
+			return moved, b.err
+		}
+		releaseAll(b.sessions, leave)
+		moved += len(b.sessions)
+	}
+
+	s.control.shut() // who connects from now on waits for the new process
+	done, err := pack(kindDone, nil, luggage{Totals: s.counted.now()})
+	if err != nil {
+		return moved, err
+	}
+	return moved, give(done)
+}
+
+// batch is one offer's worth of sessions that stand still.
+type batch struct {
+	sessions []*session
+	parcel
+	err error // there is no parcel
+}
+
+// takeBack lets the sessions of batches that are not offered any more go on.
+func takeBack(batches <-chan batch) {
+	for b := range batches {
+		releaseAll(b.sessions, goOn)
+		if b.err == nil {
+			closeQuietly(b.parcel) // as in giveAll
+		}
+	}
+}
+
+// prepare makes batches of the sessions that may be moved. It is one ahead: while a batch is being
+// taken, the next one stops. So two at most stand still at a time.
+func (s *server) prepare(ctx context.Context, all []*session) <-chan batch {
+	batches := make(chan batch)
+	all = slices.DeleteFunc(all, (*session).staysHere)
+	go func() {
+		defer close(batches)
+		for some := range slices.Chunk(all, maxSockets) {
+			if ctx.Err() != nil {
+				return
+			}
+			some = s.haltMovable(some)
+			p, err := s.packSessions(some)
+			batches <- batch{some, p, err} // giveAll offers it, or takes it back
+		}
+	}()
+	return batches
+}
+
+// haltMovable is halt, except for those that have just been told to stay.
+func (s *server) haltMovable(list []*session) []*session {
+	return slices.DeleteFunc(halt(list, s.timeout), func(c *session) bool {
+		if c.staysHere() {
+			c.release(goOn)
+		}
+		return c.staysHere()
+	})
+}
+
+// packListeners packs the control socket and all listeners.
+func (s *server) packListeners() (parcel, error) {
+	id, err := identify(s.control)
+	if err != nil {
+		return parcel{}, err
+	}
+	file := s.control.file
+	states := []listenerState{{Cookie: id.cookie, Dev: file.dev, Ino: file.ino}}
+	sockets := []syscall.Conn{s.control}
+	for _, l := range s.listeners {
+		id, err := identify(l)
+		if err != nil {
+			return parcel{}, err
+		}
+		states, sockets = append(states, listenerState{Cookie: id.cookie, Asked: l.asked}), append(sockets, l)
+	}
+	return pack(kindListeners, sockets, luggage{Totals: s.counted.now(), Listeners: states})
+}
+
+// packSessions packs sessions that stand still.
+func (s *server) packSessions(list []*session) (parcel, error) {
+	var states []sessionState
+	var sockets []syscall.Conn
+	for _, c := range list {
+		id, err := identify(c)
+		if err != nil {
+			return parcel{}, err
+		}
+		states, sockets = append(states, sessionState{id.cookie, c.state}), append(sockets, c)
+	}
+	return pack(kindConnections, sockets, luggage{Totals: s.counted.now(), Sessions: states})
+}
+
+// awaitHangup waits until the new process has told the supervisor who serves now: before that,
+// this process must not be seen to end.
+func (s *server) awaitHangup(to *giver, answers <-chan message) {
+	late := time.After(s.timeout)
+	for {
+		select {
+		case _, open := <-answers:
+			if !open {
+				return
+			}
+		case <-late:
+			log.Printf("%v has not hung up within %v", to.to, s.timeout)
+			return
+		}
+	}
+}

@@ -1,0 +1,98 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"time"
+)
+
+// Stopping a session from outside, at any moment. A deadline in the past ends the read or write
+// that its goroutine waits in, and tells exactly how far it came. Then the goroutine stands still,
+// and leaves the session to whoever has asked, until it hears what becomes of it.
+
+// standstill is a request to a session to stand still.
+type standstill struct {
+	still chan struct{}             // closed by the session: nothing reads, writes or changes it any more
+	fate  chan func(*session) error // what the session does next; nil: it goes on. Holds one
+}
+
+// fates of a session.
+var (
+	errMoved = errors.New("left to the new process")
+
+	goOn  func(*session) error = nil
+	leave                      = func(*session) error { return errMoved }
+)
+
+// past is a deadline that is over. (A zero Time would be no deadline.)
+var past = time.Unix(1, 0)
+
+// ask asks the session to stand still. An answer comes when the system call in which its
+// goroutine is has been interrupted, or what it does otherwise is done.
+func (s *session) ask() {
+	s.asked.Store(&standstill{make(chan struct{}), make(chan func(*session) error, 1)})
+	_ = s.SetDeadline(past) // it fails if the session is just ending, and then that is the answer
+}
+
+// stands waits until a session that was asked stands still. It reports false if it has ended
+// instead, or not stopped when late ends; in that case it goes on.
+func (s *session) stands(late context.Context) bool {
+	select {
+	case <-s.asked.Load().still:
+		return true
+	case <-s.ended:
+		return false
+	case <-late.Done():
+		s.release(goOn)
+		return false
+	}
+}
+
+// release tells a session that was asked to stand still what to do now.
+func (s *session) release(fate func(*session) error) {
+	p := s.asked.Swap(nil)
+	_ = s.SetDeadline(time.Time{}) // as in ask
+	p.fate <- fate
+}
+
+// serve echoes until the client is done, or another fate befalls the session. It may be asked
+// to stand still meanwhile, any number of times.
+func (s *session) serve(show func(line []byte)) error {
+	defer close(s.ended)
+	for {
+		err := s.echo(show)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+		p := s.asked.Load()
+		if p == nil {
+			continue // released again already
+		}
+		close(p.still)
+		if fate := <-p.fate; fate != nil {
+			return fate(s)
+		}
+	}
+}
+
+// halt makes sessions stand still, and returns those that do. The others have ended, or have not
+// stopped in time and go on.
+func halt(list []*session, patience time.Duration) []*session {
+	for _, c := range list {
+		c.ask()
+	}
+	late, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return slices.DeleteFunc(list, func(c *session) bool { return !c.stands(late) })
+}
+
+// releaseAll tells sessions that stand still what to do now.
+func releaseAll(list []*session, fate func(*session) error) {
+	for _, c := range list {
+		c.release(fate)
+	}
+}

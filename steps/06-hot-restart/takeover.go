@@ -1,0 +1,184 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"time"
+
+	"github.com/mdlayher/socket"
+	"golang.org/x/sys/unix"
+)
+
+// The new process's side of a takeover.
+
+// meetTries bounds how often a process that found another one looks again after that has ended
+// before it gave anything.
+const meetTries = 5
+
+// begin makes this process the next one, or the first if there is none. After an error it
+// may have connections, and listeners that are another's.
+func (s *server) begin(ctx context.Context) (err error) {
+	for range meetTries {
+		control, dialErr := dialControl(s.path)
+		switch {
+		case dialErr == nil:
+			err = s.takeOver(ctx, control)
+			closeQuietly(control)
+		case errors.Is(dialErr, unix.ENOENT), errors.Is(dialErr, unix.ECONNREFUSED):
+			err = s.beFirst(ctx)
+		default:
+			return dialErr
+		}
+		if err == nil || ctx.Err() != nil || !errors.Is(err, errVanished) {
+			return err
+		}
+	}
+	return err
+}
+
+// errVanished: the other process was there, and then it was not, and nothing has been lost.
+var errVanished = errors.New("the other process has just ended")
+
+// beFirst begins without another process.
+func (s *server) beFirst(ctx context.Context) error {
+	control, err := listenControl(ctx, s.path)
+	if err != nil {
+		if other, dialErr := dialControl(s.path); dialErr == nil { // somebody was quicker
+			return errors.Join(errVanished, other.Close())
+		}
+		return err
+	}
+	inherited, err := activated()
+	if err == nil {
+		err = s.listen(inherited)
+	}
+	if err != nil {
+		return errors.Join(err, control.Close())
+	}
+	s.control = newMeetingPoint(control)
+	s.acceptNext()
+	return nil
+}
+
+// takeOver takes what the process at the other end gives, and serves it from the moment it is
+// taken. It returns nil when this process is the one that serves: the other has given all, or has
+// died after it had begun to.
+func (s *server) takeOver(ctx context.Context, control *socket.Conn) error {
+	old, err := greet(ctx, control, 0, sameUserOrRoot)
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: %w", errVanished, err)
+	}
+	if err != nil {
+		return err
+	}
+	log.Printf("taking over from %v, generation %d", old, old.generation)
+	begin, moved := time.Now(), 0
+	for from := (&taker{old, control}); ; {
+		p, err := s.takeNext(ctx, from)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return fmt.Errorf("told to end before all was taken over: %w", ctx.Err())
+		case errors.Is(err, io.EOF) && s.control == nil:
+			return fmt.Errorf("%w: %v", errVanished, old)
+		case errors.Is(err, io.EOF):
+			log.Printf("%v has ended before it had given all; connections that came before: %d", old, moved)
+			return s.own()
+		default:
+			return err
+		}
+		s.counted.before.Store(&p.Totals)
+		switch p.kind {
+		case kindListeners:
+			if err := s.lend(p); err != nil {
+				return err
+			}
+		case kindConnections:
+			for i, conn := range p.sockets {
+				s.adopt(conn, p.Sessions[i].state)
+			}
+			moved += len(p.sockets)
+		case kindDone:
+			log.Printf("taken over from %v: connections moved: %d, in %v", old, moved, time.Since(begin).Round(time.Millisecond))
+			return s.own()
+		}
+	}
+}
+
+// takeNext waits for the next parcel. It has no time-out: while the other process is silent,
+// nothing is lost by serving what is here already, and only its end tells who owns the rest.
+func (s *server) takeNext(ctx context.Context, from *taker) (stolen, error) {
+	defer time.AfterFunc(2*s.timeout, func() {
+		log.Printf("waiting for %v, which is silent: is it stopped? Whatever it has not given yet is served when it goes on (kill -CONT %d)", from.from, from.from.pid)
+	}).Stop()
+	p, err := from.take(ctx)
+	if err != nil {
+		return stolen{}, err
+	}
+	if first := p.kind == kindListeners; first != (s.control == nil) {
+		return stolen{}, errors.Join(fmt.Errorf("%v broke the protocol: %q out of turn", from.from, p.kind), p.Close())
+	}
+	return p, nil
+}
+
+// lend makes listeners of the first parcel, and accepts from them.
+func (s *server) lend(p stolen) error {
+	control, err := adoptMeetingPoint(p.sockets[0], s.path, fileID{p.Listeners[0].Dev, p.Listeners[0].Ino})
+	if err != nil {
+		return errors.Join(err, p.Close())
+	}
+	s.control = control
+	var have []*listener
+	for i, f := range p.sockets[1:] {
+		l, err := adoptListener(f, p.Listeners[i+1].Asked)
+		if err != nil {
+			return errors.Join(err, closeAll(have), p.Close())
+		}
+		have = append(have, l)
+	}
+	return s.listen(have)
+}
+
+// listen serves those of the listeners that are asked for, and opens the ones that are missing.
+// It owns the listeners: after an error they are closed.
+func (s *server) listen(have []*listener) error {
+	asked := s.asked
+	if len(asked)+len(have) == 0 {
+		asked = []string{defaultAddr}
+	}
+	wanted, surplus, missing := choose(asked, have)
+	opened, err := openAll(missing)
+	if err != nil {
+		return errors.Join(err, closeAll(have))
+	}
+	s.listeners, s.surplus = append(wanted, opened...), surplus
+	for _, l := range s.listeners {
+		s.acceptFrom(l)
+	}
+	return nil
+}
+
+// own makes what was lent this process's own. Listeners that are not asked for any more are
+// closed, when all who wait in their queues have been let in.
+func (s *server) own() error {
+	var err error
+	for _, l := range s.surplus {
+		err = errors.Join(err, l.waiting(func(f *os.File) {
+			s.counted.connections.Add(1)
+			s.adopt(f, state{})
+		}), l.Close())
+		log.Printf("no longer listening on %v", l.Addr())
+	}
+	s.surplus = nil
+	if err := errors.Join(err, s.control.own()); err != nil {
+		return err
+	}
+	s.acceptNext()
+	return nil
+}
