@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mdlayher/socket"
+	"golang.org/x/sys/unix"
 )
 
 // What travels in one offer: up to 252 sockets, and one sealed memfd with everything that user
@@ -38,6 +39,7 @@ type parcel struct {
 // luggage is what travels in the memfd.
 type luggage struct {
 	Totals    totals          `json:"totals"`
+	Halted    time.Duration   `json:"halted,omitempty"` // by uptime: since when the sessions stand still
 	Listeners []listenerState `json:"listeners,omitempty"`
 	Sessions  []sessionState  `json:"sessions,omitempty"`
 }
@@ -138,13 +140,38 @@ func (s stolen) verify(fds []int) error {
 		}
 	case s.kind == kindConnections && len(s.Listeners) == 0:
 		for i, c := range s.Sessions {
-			if err := verify(fds[i], c.Cookie); err != nil {
+			if err := verifySession(fds[i], c.Cookie); err != nil {
 				return fmt.Errorf("connection %d: %w", i, err)
 			}
 		}
 	case s.kind == kindDone && len(fds) == 0:
 	default:
 		return fmt.Errorf("%q with %d listeners and %d connections", s.kind, len(s.Listeners), len(s.Sessions))
+	}
+	return nil
+}
+
+// verifySession checks that a descriptor is the TCP socket with that cookie. It may have been reset
+// by its client meanwhile: that is no reason to refuse a batch, but for the session to find out.
+func verifySession(fd int, cookie uint64) error {
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return os.NewSyscallError("getsockopt SO_PROTOCOL", err)
+	}
+	if protocol != unix.IPPROTO_TCP && protocol != unix.IPPROTO_MPTCP {
+		return fmt.Errorf("not a TCP connection: SO_PROTOCOL is %d", protocol)
+	}
+	return verifyCookie(fd, cookie)
+}
+
+// verifyCookie checks that a descriptor is a socket, and the very one that its sender means.
+func verifyCookie(fd int, cookie uint64) error {
+	is, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return os.NewSyscallError("getsockopt SO_COOKIE", err)
+	}
+	if is != cookie {
+		return fmt.Errorf("another socket: its cookie is %d, the luggage says %d", is, cookie)
 	}
 	return nil
 }

@@ -44,7 +44,7 @@ func (s *server) meet(c *socket.Conn) {
 		log.Printf("not taken over: %v; connections moved: %d, still here: %d", err, moved, s.sessions.count())
 		return
 	}
-	log.Printf("taken over by %v: connections moved: %d, in %v", to.to, moved, time.Since(begin).Round(time.Millisecond))
+	log.Printf("taken over by %v: connections moved: %d, in %v", to.to, moved, time.Since(begin).Round(time.Microsecond))
 	close(s.succeeded)
 }
 
@@ -178,8 +178,9 @@ func (s *server) prepare(ctx context.Context, all []*session) <-chan batch {
 			if ctx.Err() != nil {
 				return
 			}
+			halted := uptime()
 			some = s.haltMovable(some)
-			p, err := s.packSessions(some)
+			p, err := s.packSessions(some, halted)
 			batches <- batch{some, p, err} // giveAll offers it, or takes it back
 		}
 	}()
@@ -216,17 +217,13 @@ func (s *server) packListeners() (parcel, error) {
 }
 
 // packSessions packs sessions that stand still.
-func (s *server) packSessions(list []*session) (parcel, error) {
+func (s *server) packSessions(list []*session, halted time.Duration) (parcel, error) {
 	var states []sessionState
 	var sockets []syscall.Conn
 	for _, c := range list {
-		id, err := identify(c)
-		if err != nil {
-			return parcel{}, err
-		}
-		states, sockets = append(states, sessionState{id.cookie, c.state}), append(sockets, c)
+		states, sockets = append(states, sessionState{c.cookie, c.state}), append(sockets, c)
 	}
-	return pack(kindConnections, sockets, luggage{Totals: s.counted.now(), Sessions: states})
+	return pack(kindConnections, sockets, luggage{Totals: s.counted.now(), Halted: halted, Sessions: states})
 }
 
 // awaitHangup waits until the new process has told the supervisor who serves now: before that,

@@ -139,8 +139,8 @@ func closeAll(listeners []*listener) (err error) {
 }
 
 // waiting accepts who waits in the listener's queue, and returns when that is empty. Whoever
-// gets the connections closes them.
-func (l *listener) waiting(handle func(*os.File)) error {
+// admits a connection owns it.
+func (l *listener) waiting(admit func(*os.File) error) error {
 	for {
 		var client int
 		err := borrow(l, func(fd int) (err error) {
@@ -154,7 +154,9 @@ func (l *listener) waiting(handle func(*os.File)) error {
 		case err != nil:
 			return os.NewSyscallError("accept4", err)
 		default:
-			handle(os.NewFile(uintptr(client), "tcp"))
+			if err := admit(os.NewFile(uintptr(client), "tcp")); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -168,14 +170,7 @@ func verifyListener(fd int, l listenerState) error {
 	if listening == 0 {
 		return errors.New("it does not listen")
 	}
-	id, err := identifyFD(fd)
-	if err != nil {
-		return err
-	}
-	if id.cookie != l.Cookie {
-		return fmt.Errorf("another socket: its cookie is %d, the luggage says %d", id.cookie, l.Cookie)
-	}
-	return nil
+	return verifyCookie(fd, l.Cookie)
 }
 
 // meetingPoint is the control listener, which is passed on like the others: whoever connects

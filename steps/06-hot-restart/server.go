@@ -91,11 +91,11 @@ func (s *server) acceptFrom(l *listener) {
 	accept := func() (c *session, err error) {
 		err = l.pass(func() error {
 			conn, err := l.AcceptTCP()
-			if err == nil {
-				s.counted.connections.Add(1)
-				// Before the gate can be shut: behind it, nobody is missing from the list.
-				c = s.sessions.add(newSession(conn, state{}))
+			if err != nil {
+				return err
 			}
+			// Before the gate can be shut: behind it, nobody is missing from the list.
+			c, err = s.admit(conn)
 			return err
 		})
 		return c, err
@@ -127,9 +127,18 @@ func (s *server) serve(c *session) {
 	}
 }
 
-// adopt serves a client that another process has accepted.
-func (s *server) adopt(conn stream, has state) {
-	c := s.sessions.add(newSession(conn, has))
+// admit makes a session of a new client's connection, which it owns.
+func (s *server) admit(conn stream) (*session, error) {
+	id, err := identify(conn)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	s.counted.connections.Add(1)
+	return s.sessions.add(newSession(conn, id.cookie, state{})), nil
+}
+
+// adopt serves a session that was not accepted here.
+func (s *server) adopt(c *session) {
 	s.serving.Go(func() {
 		defer closeQuietly(c)
 		s.serve(c)

@@ -40,6 +40,7 @@ type stream interface {
 type session struct {
 	stream
 	state
+	cookie uint64 // the socket's SO_COOKIE
 
 	stays atomic.Bool                // marked by its client: it is not to be moved
 	ended chan struct{}              // closed when serve has returned
@@ -54,8 +55,8 @@ type state struct {
 	Inside bool   `json:"inside,omitempty"` // what comes next continues a line
 }
 
-func newSession(c stream, s state) *session {
-	return &session{stream: c, state: s, ended: make(chan struct{})}
+func newSession(c stream, cookie uint64, s state) *session {
+	return &session{stream: c, cookie: cookie, state: s, ended: make(chan struct{})}
 }
 
 // echo sends every line back, and shows it, until everything up to end-of-file has been

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,11 +38,14 @@ func supervisor(lines ...string) {
 
 // monotonic says when a reload began: Type=notify-reload wants to know (systemd.service(5)).
 func monotonic() string {
+	return fmt.Sprintf("MONOTONIC_USEC=%d", uptime().Microseconds())
+}
+
+// uptime is a time that means the same to all processes of a machine: CLOCK_MONOTONIC.
+func uptime() time.Duration {
 	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return "" // a line that says nothing
-	}
-	return fmt.Sprintf("MONOTONIC_USEC=%d", now.Nano()/1000)
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // it cannot fail (clock_gettime(2))
+	return time.Duration(now.Nano())
 }
 
 // firstInherited is where inherited listeners begin (SD_LISTEN_FDS_START).

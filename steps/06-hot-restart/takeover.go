@@ -9,6 +9,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/mdlayher/socket"
@@ -78,7 +79,9 @@ func (s *server) takeOver(ctx context.Context, control *socket.Conn) error {
 		return err
 	}
 	log.Printf("taking over from %v, generation %d", old, old.generation)
-	begin, moved := time.Now(), 0
+	// Within a moment the heap grows to what it will be. To collect on the way only costs time.
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	begin, moved, longest := time.Now(), 0, time.Duration(0)
 	for from := (&taker{old, control}); ; {
 		p, err := s.takeNext(ctx, from)
 		switch {
@@ -101,11 +104,14 @@ func (s *server) takeOver(ctx context.Context, control *socket.Conn) error {
 			}
 		case kindConnections:
 			for i, conn := range p.sockets {
-				s.adopt(conn, p.Sessions[i].state)
+				has := p.Sessions[i]
+				s.adopt(s.sessions.add(newSession(conn, has.Cookie, has.state)))
 			}
 			moved += len(p.sockets)
+			longest = max(longest, uptime()-p.Halted)
 		case kindDone:
-			log.Printf("taken over from %v: connections moved: %d, in %v", old, moved, time.Since(begin).Round(time.Millisecond))
+			log.Printf("taken over from %v: connections moved: %d, in %v; none stood still for longer than %v",
+				old, moved, time.Since(begin).Round(time.Microsecond), longest.Round(time.Microsecond))
 			return s.own()
 		}
 	}
@@ -169,9 +175,12 @@ func (s *server) listen(have []*listener) error {
 func (s *server) own() error {
 	var err error
 	for _, l := range s.surplus {
-		err = errors.Join(err, l.waiting(func(f *os.File) {
-			s.counted.connections.Add(1)
-			s.adopt(f, state{})
+		err = errors.Join(err, l.waiting(func(f *os.File) error {
+			c, err := s.admit(f)
+			if err == nil {
+				s.adopt(c)
+			}
+			return err
 		}), l.Close())
 		log.Printf("no longer listening on %v", l.Addr())
 	}

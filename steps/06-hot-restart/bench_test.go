@@ -1,0 +1,206 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// BenchmarkTakeover measures how long a takeover takes with so many idle connections, and how long
+// one of them stands still at most. In the same run it measures the floor: the bare passing of as
+// many sockets to another process, 253 a message, each registered with epoll on arrival and
+// closed on departure, with an answer to every message. Compare the two: on a busy machine both
+// grow.
+func BenchmarkTakeover(b *testing.B) {
+	for _, n := range []int{100, 1000, 10_000} {
+		b.Run(fmt.Sprintf("N=%d", n), func(b *testing.B) {
+			needFDs(b, n)
+			path := meetingPlace(b)
+			server := startServer(b, path)
+			clients := make([]*client, n)
+			for i := range clients {
+				clients[i] = dial(b, server.addr())
+				clients[i].echoed("hello")
+			}
+			var totals, stalls, ends, floors []time.Duration
+			for range b.N {
+				next := startServer(b, path)
+				said := next.logged(`connections moved: (\d+), in (\S+); none stood still for longer than (\S+)$`)
+				if said[1] != strconv.Itoa(n) {
+					b.Fatalf("%s of %d connections moved", said[1], n)
+				}
+				totals, stalls = append(totals, duration(b, said[2])), append(stalls, duration(b, said[3]))
+				begin := time.Now()
+				server.status()
+				ends = append(ends, time.Since(begin))
+				server = next
+				floors = append(floors, passBare(b, clients))
+			}
+			for _, c := range clients {
+				c.echoed("still here")
+			}
+			ms := func(name string, all []time.Duration) time.Duration {
+				slices.Sort(all)
+				median := all[len(all)/2]
+				b.ReportMetric(float64(median.Microseconds())/1000, name+"-ms")
+				return median
+			}
+			total, floor := ms("total", totals), ms("floor", floors)
+			ms("longest-stall", stalls)
+			ms("old-ends", ends)
+			b.ReportMetric(float64(total.Nanoseconds())/1000/float64(n), "µs/conn")
+			b.ReportMetric(float64(total)/float64(floor), "total/floor")
+			b.ReportMetric(0, "ns/op") // an operation is a restart with the start of a process
+		})
+	}
+}
+
+func duration(t testing.TB, s string) time.Duration {
+	t.Helper()
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// startServer is the same command, again and again. What it prints is thrown away.
+func startServer(t testing.TB, path string, more ...string) *process {
+	t.Helper()
+	p := startWith(t, quiet, append([]string{"-addr", "127.0.0.1:0", "-control", path}, more...)...)
+	p.addr()
+	return p
+}
+
+func quiet(cmd *exec.Cmd) { cmd.Stdout = nil }
+
+// needFDs raises the limit of descriptors of this process and its children, as far as it may.
+func needFDs(t testing.TB, n int) {
+	t.Helper()
+	n += 1000
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if limit.Cur >= uint64(n) {
+		return
+	}
+	more := unix.Rlimit{Cur: uint64(n), Max: max(limit.Max, uint64(n))}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &more); err != nil {
+		t.Skipf("%d descriptors needed, and setrlimit says %v", n, err)
+	}
+}
+
+// passBare passes duplicates of all sockets to a process that does nothing with them, and
+// returns how long that took.
+func passBare(b *testing.B, clients []*client) time.Duration {
+	b.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "floor")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), asRole+"=floor")
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.Stderr = os.Stderr
+	if err := errorOf(cmd.Start(), theirs.Close()); err != nil {
+		b.Fatal(err)
+	}
+	answer := make([]byte, 1)
+	if _, err := unix.Read(pair[0], answer); err != nil { // it is ready
+		b.Fatal(err)
+	}
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Close(poll) // empty again
+	var took time.Duration
+	for some := range slices.Chunk(clients, maxFDs) {
+		fds := polledDuplicates(b, poll, some)
+		begin := time.Now()
+		if err := unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(fds...), nil, 0); err != nil {
+			b.Fatal(err)
+		}
+		for _, fd := range fds {
+			// What is in flight, or in another process, epoll would go on watching.
+			if err := errorOf(unix.EpollCtl(poll, unix.EPOLL_CTL_DEL, fd, nil), unix.Close(fd)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if _, err := unix.Read(pair[0], answer); err != nil {
+			b.Fatal(err)
+		}
+		took += time.Since(begin)
+	}
+	if err := errorOf(unix.Close(pair[0]), cmd.Wait()); err != nil { // without us it ends
+		b.Fatal(err)
+	}
+	return took
+}
+
+// polledDuplicates are descriptors of the clients' sockets, as a server has them: watched by epoll.
+func polledDuplicates(b *testing.B, poll int, clients []*client) (fds []int) {
+	b.Helper()
+	for _, c := range clients {
+		err := borrow(c, func(fd int) error {
+			copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			fds = append(fds, copied)
+			return err
+		})
+		if err := errorOf(err, watch(poll, fds[len(fds)-1])); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return fds
+}
+
+// watch registers a descriptor as Go's poller does.
+func watch(poll, fd int) error {
+	return unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(fd)})
+}
+
+func init() {
+	roles["floor"] = func() {
+		if err := takeBare(3); err != nil { // exec.Cmd.ExtraFiles begin at 3
+			log.Fatal(err)
+		}
+	}
+}
+
+// takeBare is the other process.
+func takeBare(socket int) error {
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	payload, control := []byte("x"), make([]byte, unix.CmsgSpace(4*maxFDs))
+	for {
+		if _, err := unix.Write(socket, payload); err != nil {
+			return fmt.Errorf("answer: %w", err)
+		}
+		n, controlLen, _, _, err := unix.Recvmsg(socket, payload, control, unix.MSG_CMSG_CLOEXEC)
+		if n == 0 || err != nil {
+			return err
+		}
+		fds, err := parseControl(control[:controlLen])
+		if err != nil {
+			return err
+		}
+		for _, fd := range fds {
+			if err := watch(poll, fd); err != nil {
+				return err
+			}
+		}
+	}
+}
