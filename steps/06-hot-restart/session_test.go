@@ -225,7 +225,7 @@ func TestHaltOfTheEnded(t *testing.T) {
 func TestMoreThanTheBuffer(t *testing.T) {
 	server, c := serverSide(t)
 	long := bytes.Repeat([]byte("x"), 3*bufferSize)
-	s := newSession(server, 0, state{In: long, Out: []byte("out\n")})
+	s := newSession(server, 0, state{In: bytes.Clone(long), Out: []byte("out\n")})
 	served(s, func([]byte) {})
 	c.expect("out")
 	c.send("tail\n")

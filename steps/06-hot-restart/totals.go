@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"runtime"
 	"sync/atomic"
 )
 
@@ -34,6 +35,6 @@ func (c *counters) now() totals {
 // state says in one line what this process serves.
 func (s *server) state() string {
 	t := s.counted.now()
-	return fmt.Sprintf("generation %d: listeners %d, connections %d; since generation 1: connections %d, lines %d",
-		t.Generation, len(s.listeners), s.sessions.count(), t.Connections, t.Lines)
+	return fmt.Sprintf("generation %d: listeners %d, connections %d, goroutines %d; since generation 1: connections %d, lines %d",
+		t.Generation, len(s.listeners), s.sessions.count(), runtime.NumGoroutine(), t.Connections, t.Lines)
 }
