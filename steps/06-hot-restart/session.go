@@ -55,6 +55,9 @@ type state struct {
 	Inside bool   `json:"inside,omitempty"` // what comes next continues a line
 }
 
+// empty reports whether there is nothing to travel: the client waits for no answer.
+func (s *state) empty() bool { return len(s.In)+len(s.Out) == 0 && !s.Ended && !s.Inside }
+
 func newSession(c stream, cookie uint64, s state) *session {
 	return &session{stream: c, cookie: cookie, state: s, ended: make(chan struct{})}
 }
