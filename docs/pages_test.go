@@ -54,10 +54,14 @@ func deadLinks(p page) (dead []error) {
 func anchors(text string) map[string]bool {
 	names := map[string]bool{}
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(fenced.ReplaceAllString(text, ""), -1) {
-		name := strings.ReplaceAll(strings.ToLower(heading[1]), " ", "-")
-		names[regexp.MustCompile(`[^\p{L}\p{N}_-]`).ReplaceAllString(name, "")] = true
+		names[anchorOf(heading[1])] = true
 	}
 	return names
+}
+
+func anchorOf(heading string) string {
+	name := strings.ReplaceAll(strings.ToLower(heading), " ", "-")
+	return regexp.MustCompile(`[^\p{L}\p{N}_-]`).ReplaceAllString(name, "")
 }
 
 // A test that a page names as a proof must exist in the file that it links to.
