@@ -86,19 +86,6 @@ func missingProofs(p page) (missing []error) {
 	return missing
 }
 
-// A chapter is read in one sitting: what is not folded away has 150 to 300 lines.
-func TestChaptersHaveALength(t *testing.T) {
-	folded := regexp.MustCompile(`(?s)<details>.*?</details>\n`)
-	for _, p := range pages(t) {
-		if !regexp.MustCompile(`/\d\d-`).MatchString(p.path) {
-			continue
-		}
-		if n := strings.Count(folded.ReplaceAllString(p.text, ""), "\n"); n < 150 || n > 300 {
-			t.Errorf("%s has %d lines", p.path, n)
-		}
-	}
-}
-
 // Planted errors: dead links, and a proof that is not there.
 func TestDeadLinksAreNoticed(t *testing.T) {
 	p := page{"docs/page.md", "# A heading, `quoted`\n" +
