@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -86,7 +87,48 @@ func missingProofs(p page) (missing []error) {
 	return missing
 }
 
-// Planted errors: dead links, and a proof that is not there.
+// A step or a test that a command on a page names must exist. (Transcripts are run; these are the
+// commands beside them. The checks of the exercises are copied there first.)
+func TestCommands(t *testing.T) {
+	for _, p := range pages(t) {
+		for _, err := range vainCommands(p) {
+			t.Error(err)
+		}
+	}
+}
+
+var (
+	goCommand = regexp.MustCompile("(?m)go (?:run|test|build|vet)\\b[^`\n#]*")
+	stepPath  = regexp.MustCompile(`\./steps/[\w-]+`)
+	testName  = regexp.MustCompile(`-(?:run|bench) '?\^?((?:Test|Benchmark)\w+)`)
+)
+
+func vainCommands(p page) (vain []error) {
+	for _, command := range goCommand.FindAllString(p.text, -1) {
+		dir := stepPath.FindString(command)
+		if dir == "" {
+			continue
+		}
+		sources, err := filepath.Glob(dir + "/*.go")
+		if err != nil || sources == nil {
+			vain = append(vain, fmt.Errorf("%s: %s: no such step", p.path, command))
+			continue
+		}
+		test := testName.FindStringSubmatch(command)
+		if test == nil || strings.HasPrefix(test[1], "TestExercise") {
+			continue
+		}
+		if !slices.ContainsFunc(sources, func(file string) bool {
+			source, err := os.ReadFile(file)
+			return err == nil && strings.Contains(string(source), "func "+test[1]+"(")
+		}) {
+			vain = append(vain, fmt.Errorf("%s: %s: no such test", p.path, command))
+		}
+	}
+	return vain
+}
+
+// Planted errors: dead links, a proof that is not there, and commands about what is not there.
 func TestDeadLinksAreNoticed(t *testing.T) {
 	p := page{"docs/page.md", "# A heading, `quoted`\n" +
 		"[ok](#a-heading-quoted) [ok](01-echo.md) [ok](../steps/01-echo) [ok](https://example.com/x)\n" +
@@ -98,5 +140,10 @@ func TestDeadLinksAreNoticed(t *testing.T) {
 	}
 	if missing := missingProofs(p); len(missing) != 1 {
 		t.Errorf("got %v, want one", missing)
+	}
+	p.text = "```sh\ngo run ./steps/01-echo -addr :0\ngo run ./steps/00-nothing # dead\n```\n" +
+		"`go test -run '^TestUsage$' ./steps/01-echo` `go test -v -run TestNothing ./steps/01-echo`\n"
+	if vain := vainCommands(p); len(vain) != 2 {
+		t.Errorf("got %v, want two", vain)
 	}
 }
