@@ -87,6 +87,31 @@ func missingProofs(p page) (missing []error) {
 	return missing
 }
 
+// Where a page says `f` in [`file.go`](...), there is an f in that file.
+func TestNamesExist(t *testing.T) {
+	for _, p := range pages(t) {
+		for _, err := range missingNames(p) {
+			t.Error(err)
+		}
+	}
+}
+
+var (
+	namesIn = regexp.MustCompile("((?:`[\\w.]+`(?:,|,? and)?\\s)+)in\\s+\\[`[\\w.]+\\.go`\\]\\(([^)\\s#]+)\\)")
+	quoted  = regexp.MustCompile("`([\\w.]+)`")
+)
+
+func missingNames(p page) (missing []error) {
+	for _, m := range namesIn.FindAllStringSubmatch(p.text, -1) {
+		for _, name := range quoted.FindAllStringSubmatch(m[1], -1) {
+			if _, err := lineOf(filepath.Join(filepath.Dir(p.path), m[2]), name[1]); err != nil {
+				missing = append(missing, fmt.Errorf("%s: %w", p.path, err))
+			}
+		}
+	}
+	return missing
+}
+
 // A step or a test that a command on a page names must exist. (Transcripts are run; these are the
 // commands beside them. The checks of the exercises are copied there first.)
 func TestCommands(t *testing.T) {
@@ -128,7 +153,7 @@ func vainCommands(p page) (vain []error) {
 	return vain
 }
 
-// Planted errors: dead links, a proof that is not there, and commands about what is not there.
+// Planted errors: dead links, and proofs, names and commands of what is not there.
 func TestDeadLinksAreNoticed(t *testing.T) {
 	p := page{"docs/page.md", "# A heading, `quoted`\n" +
 		"[ok](#a-heading-quoted) [ok](01-echo.md) [ok](../steps/01-echo) [ok](https://example.com/x)\n" +
@@ -139,6 +164,10 @@ func TestDeadLinksAreNoticed(t *testing.T) {
 		t.Errorf("got %v, want four", dead)
 	}
 	if missing := missingProofs(p); len(missing) != 1 {
+		t.Errorf("got %v, want one", missing)
+	}
+	p.text = "`reason` and `serve`\nin [`main.go`](../steps/01-echo/main.go), `echo`, `encore` in\n[`echo.go`](../steps/01-echo/echo.go)"
+	if missing := missingNames(p); len(missing) != 1 {
 		t.Errorf("got %v, want one", missing)
 	}
 	p.text = "```sh\ngo run ./steps/01-echo -addr :0\ngo run ./steps/00-nothing # dead\n```\n" +
