@@ -17,6 +17,8 @@ var generators = map[string]func(arg string) (string, error){
 	"changes": changes,
 	"kills":   kills,
 
+	"takeover-kills": takeoverKills,
+
 	"pitfalls": func(string) (string, error) { return fromPage("docs/pitfalls.md", listPitfalls) },
 	"glossary": func(string) (string, error) { return fromPage("docs/glossary.md", listTerms) },
 
@@ -160,14 +162,13 @@ func killRows(step string) ([]killRow, error) {
 	if err != nil {
 		return nil, err
 	}
-	moments := map[string]string{"sending": "before it sends", "sent": "after it has sent", "received": "after it has received"}
 	var rows []killRow
 	for _, r := range killSource.FindAllStringSubmatch(string(source), -1) {
 		survives := r[5]
 		if survives == "inFlight" {
 			survives = inFlight
 		}
-		rows = append(rows, killRow{fmt.Sprintf("%s | %s | %s `%s`", r[1], r[2], moments[r[3]], r[4]), survives})
+		rows = append(rows, killRow{fmt.Sprintf("%s | %s | %s `%s`", r[1], r[2], killMoments[r[3]], r[4]), survives})
 	}
 	if rows == nil {
 		return nil, fmt.Errorf("%s: no rows", folder)
@@ -176,6 +177,29 @@ func killRows(step string) ([]killRow, error) {
 }
 
 var killSource = regexp.MustCompile("(?m)^\t\\{\"(.*)\", \"(.*)\", `(sending|sent|received) .*\"type\":\"(\\w+)\".*`, \"?(\\w+)\"?\\},$")
+
+// takeoverKills makes a table of the rows that step 06's kill test runs: two batches, and who serves
+// what afterwards.
+func takeoverKills(step string) (string, error) {
+	source, err := os.ReadFile("steps/" + step + "/kill_test.go")
+	if err != nil {
+		return "", err
+	}
+	offers := map[string]string{"": "", "1": " of the listeners", "2": " of the first batch", "3": " of the second batch", "4": " of `done`"}
+	table := "| the new process | killed | when | then has the listeners | the first batch | the second |\n| --- | --- | --- | --- | --- | --- |\n"
+	rows := takeoverKillSource.FindAllStringSubmatch(string(source), -1)
+	for _, r := range rows {
+		table += fmt.Sprintf("| %s | %s | %s `%s`%s | %s | %s | %s |\n", r[1], r[2], killMoments[r[3]], r[4], offers[r[5]], r[6], r[7], r[8])
+	}
+	if known := strings.Count(string(source), "\n\t{\""); len(rows) == 0 || len(rows) != known {
+		return "", fmt.Errorf("%s: %d rows, and the test has %d", step, len(rows), known)
+	}
+	return table, nil
+}
+
+var takeoverKillSource = regexp.MustCompile("(?m)^\t\\{\"(.*)\", \"(old|new)\", `(sending|sent|received) .*\"type\":\"(\\w+)\"(?:,\"id\":(\\d))?.*`, \"(\\w+)\", \"(\\w+)\", \"(\\w+)\"\\},$")
+
+var killMoments = map[string]string{"sending": "before it sends", "sent": "after it has sent", "received": "after it has received"}
 
 // inFlight is who has a connection whose sender has died, as the step's tests say.
 func inFlight(folder string) (string, error) {

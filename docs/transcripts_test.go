@@ -176,7 +176,7 @@ func (s *stage) start(command string) (*terminal, error) {
 			return nil, missingTool{err}
 		}
 	}
-	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd)( -v)?$`).MatchString(command)
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-hot-restart)( -v| -takeover-timeout 1m)*$`).MatchString(command)
 	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
 	command = strings.ReplaceAll(command, pageRun, s.run)
 	if goRun.MatchString(command) {
@@ -351,7 +351,7 @@ var kinds = []struct {
 	kind, first string
 	around      *regexp.Regexp
 }{
-	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client|look)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
+	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client|look|server)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT|USR1|HUP|TERM) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
 	{"port", "8080", regexp.MustCompile(`127\.0\.0\.1[: ](\d+)|htons\((\d+)\)`)},
 	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)| ([1-9]\d*) \* (?:0|([1-9]\d*)) users`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
@@ -359,7 +359,7 @@ var kinds = []struct {
 	{"byte", "", regexp.MustCompile(`([0-9a-f]{2}) 00 00 00 {2,}descriptor`)},
 	{"user", "", regexp.MustCompile(`[ug]id (\d+)|^\S+ +\d+ +(\S+) .* IPv4 `)},
 	{"folder", "1", regexp.MustCompile(`(?:steal-demo|scm-rights-)(\d+)`)},
-	{"measured", "", regexp.MustCompile(`after (\d+)ms|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
+	{"measured", "", regexp.MustCompile(`after (\d+)ms|moved: \d+, in ([\d.]+[µm]?s)|longer than ([\d.]+[µm]?s)$|ended ([\d.]+m?s) later|clients, (\d+) lines|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
 }
 
 // split cuts the numbers out of a line, and returns them with what is left.
