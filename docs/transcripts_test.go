@@ -359,7 +359,7 @@ var kinds = []struct {
 	{"byte", "", regexp.MustCompile(`([0-9a-f]{2}) 00 00 00 {2,}descriptor`)},
 	{"user", "", regexp.MustCompile(`[ug]id (\d+)|^\S+ +\d+ +(\S+) .* IPv4 `)},
 	{"folder", "1", regexp.MustCompile(`(?:steal-demo|scm-rights-)(\d+)`)},
-	{"measured", "", regexp.MustCompile(`after (\d+)ms|moved: \d+, in ([\d.]+[µm]?s)|longer than ([\d.]+[µm]?s)$|ended ([\d.]+m?s) later|clients, (\d+) lines|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
+	{"measured", "", regexp.MustCompile(`after (\d+)ms|moved: \d+, in ([\d.]+[µm]?s)|longer than ([\d.]+[µm]?s)$|ended ([\d.]+m?s) later|clients, (\d+) lines|goroutines (\d+)|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
 }
 
 // split cuts the numbers out of a line, and returns them with what is left.
