@@ -168,7 +168,7 @@ const kcmpFile = 0
 // not only one file (kcmp(2)). It takes a pid, so it is asked whether that still meant the target.
 func (t target) compare(number, fd int) string {
 	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(t.pid), uintptr(os.Getpid()), kcmpFile, uintptr(number), uintptr(fd), 0)
-	err := t.alive()
+	_, err := t.procPID()
 	switch {
 	case errno != 0:
 		return fmt.Sprintf("unknown (kcmp: %v)", errno)

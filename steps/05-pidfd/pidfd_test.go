@@ -101,23 +101,33 @@ func TestOldKernelsWay(t *testing.T) {
 }
 
 // A pid whose process has ended may mean another one by now: here it means this test. The closed
-// connection gives it away.
+// connection gives it away, and if that is open in somebody's hands, another user does.
 func TestRecycledPid(t *testing.T) {
 	here, there := controlPair(t)
-	pidfd, err := openConnected(os.Getpid(), here)
+	uid := os.Geteuid()
+	pidfd, err := openConnected(os.Getpid(), uid, here)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errorOf(unix.Close(pidfd), there.Close()); err != nil {
+	if err := unix.Close(pidfd); err != nil {
 		t.Fatal(err)
 	}
-	before := openHere(t)
-	if _, err := openConnected(os.Getpid(), here); err == nil || err.Error() != "it has hung up" {
-		t.Errorf("got %v, want that it has hung up", err)
+	fails := func(pid, uid int, why string) {
+		t.Helper()
+		before := openHere(t)
+		if _, err := openConnected(pid, uid, here); err == nil || err.Error() != why {
+			t.Errorf("got %v, want that %s", err, why)
+		}
+		if after := openHere(t); after != before {
+			t.Errorf("%d descriptors are open, and were %d", after, before)
+		}
 	}
-	if after := openHere(t); after != before {
-		t.Errorf("%d descriptors are open, and were %d", after, before)
+	fails(os.Getpid(), uid+1, fmt.Sprintf("it runs as uid %d, and connected as uid %d: another process may have its pid by now", uid, uid+1))
+	fails(0, uid, "it is in a pid namespace that this process does not see, which takes SO_PEERPIDFD (Linux 6.5)")
+	if err := there.Close(); err != nil {
+		t.Fatal(err)
 	}
+	fails(os.Getpid(), uid, "it has hung up")
 }
 
 // openHere is how many descriptors this process has.
