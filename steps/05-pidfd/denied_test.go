@@ -285,6 +285,7 @@ func TestNothingThere(t *testing.T) {
 		why     string
 	}{
 		{1 << 22, 0, `pidfd_open of pid 4194304: no such process: that process is gone$`}, // PID_MAX_LIMIT
+		{aThread(t), 0, `pidfd_open of pid \d+: (invalid argument|no such file or directory): that process is gone, or it is a thread of another$`},
 		{os.Getpid(), 1 << 20, `pidfd_getfd of pid \d+, descriptor 1048576: bad file descriptor: that process has no such descriptor$`},
 	} {
 		p := start(t, "-pid", strconv.Itoa(look.pid), "-fd", strconv.Itoa(look.fd))
@@ -293,6 +294,22 @@ func TestNothingThere(t *testing.T) {
 			t.Errorf("exit status %d, want 1 and one line", status)
 		}
 	}
+}
+
+// aThread is the number of a thread of this process, and no pid.
+func aThread(t *testing.T) int {
+	t.Helper()
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		if tid, err := strconv.Atoi(thread.Name()); err == nil && tid != os.Getpid() {
+			return tid
+		}
+	}
+	t.Fatal("a Go program with one thread")
+	return 0
 }
 
 // Where Yama is, its mode decides, and the explanation says so.
