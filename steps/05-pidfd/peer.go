@@ -48,9 +48,9 @@ func openPeer(control *socket.Conn) (t target, how string, err error) {
 // by looking at the connection *afterwards*: the kernel closes a process's sockets before it
 // frees its pid. So if the other end is still open, pid still meant the one that opened it.
 //
-// If it has passed its end on to another process before it ended, the pid may be stale all the
-// same. That gains nobody anything who could not look into that process himself: it must be one
-// of uid, as which the other end was opened.
+// If it has passed its end on before it ended, the pid may be stale all the same. So the process
+// must be of the user as which the other end was opened: who plays that trick gets us to look into
+// nothing that is not open to them anyway.
 func openConnected(pid, uid int, control *socket.Conn) (pidfd int, err error) {
 	if pid == 0 {
 		return -1, errors.New("it is in a pid namespace that this process does not see, which takes SO_PEERPIDFD (Linux 6.5)")
@@ -59,22 +59,28 @@ func openConnected(pid, uid int, control *socket.Conn) (pidfd int, err error) {
 	if err != nil {
 		return -1, os.NewSyscallError("pidfd_open", err)
 	}
-	now, err := target{pidfd, pid}.subject()
-	if err == nil && now.uids[1] != uid {
-		err = fmt.Errorf("it runs as uid %d, and connected as uid %d: another process may have its pid by now", now.uids[1], uid)
-	}
-	if err == nil {
-		err = borrow(control, func(fd int) error {
-			if polled(fd, unix.POLLIN)&unix.POLLHUP != 0 {
-				return errors.New("it has hung up")
-			}
-			return nil
-		})
-	}
-	if err != nil {
+	if err := errors.Join(target{pidfd, pid}.runsAs(uid), stillOpen(control)); err != nil {
 		return -1, errors.Join(err, closeFDs([]int{pidfd}))
 	}
 	return pidfd, nil
+}
+
+func (t target) runsAs(uid int) error {
+	s, err := t.subject()
+	if err == nil && s.uids[1] != uid {
+		err = fmt.Errorf("it runs as uid %d, and connected as uid %d: another process may have its pid by now", s.uids[1], uid)
+	}
+	return err
+}
+
+// stillOpen is nil if somebody has the other end of control.
+func stillOpen(control *socket.Conn) error {
+	return borrow(control, func(fd int) error {
+		if polled(fd, unix.POLLIN)&unix.POLLHUP != 0 {
+			return errors.New("it has hung up")
+		}
+		return nil
+	})
 }
 
 // letFetch lets p fetch this process's descriptors where Yama would not (ptrace_scope 1, see
