@@ -19,8 +19,8 @@ import (
 // the process that called listen(2), and it cannot name another one: whatever it offers is a
 // number in its own table. So root may join anybody.
 //
-// (A process that was given its listener by another names numbers in the table of that one. So do not
-// join where root has made the listener for somebody whom you would not trust with root's connections.)
+// (Unless its listener was given to it: then it names numbers in the table of the one that made
+// it. Root should not join where root has made the listener for somebody else.)
 func openPeer(control *socket.Conn) (t target, how string, err error) {
 	cred, err := credentials(control)
 	if err != nil {
