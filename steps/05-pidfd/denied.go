@@ -97,7 +97,7 @@ func blame(own, theirs subject, yama int) string {
 		add("Yama's ptrace_scope is 3: nobody may, until the next boot")
 	case capable || len(reasons) > 0:
 	case yama == 2:
-		add("Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed: %s", addCapability)
+		add("Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed")
 	case yama == 1:
 		add("Yama's ptrace_scope is 1, and this process is neither its ancestor nor the one it named with PR_SET_PTRACER")
 	}
