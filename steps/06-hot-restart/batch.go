@@ -68,6 +68,11 @@ func (p parcel) send(ctx context.Context, control *socket.Conn, offer uint64) er
 	})
 }
 
+// answerTime is how long an offer may stay unanswered.
+func answerTime(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, timeout)
+}
+
 // borrowAll is borrow for many.
 func borrowAll(conns []syscall.Conn, fds []int, f func(fds []int) error) error {
 	if len(conns) == 0 {

@@ -142,6 +142,9 @@ func (s *server) giveAll(to *giver, answers <-chan message) (moved int, err erro
 			b.err = give(b.parcel)
 		}
 		if b.err != nil {
+			for _, c := range b.sessions {
+				c.lent = true
+			}
 			releaseAll(b.sessions, goOn)
 			return moved, b.err
 		}
