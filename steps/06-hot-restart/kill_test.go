@@ -1,0 +1,332 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What a kill -9 does, at every step of a takeover. Each row runs two real processes, with so many
+// clients that their connections need two batches. The offers are: 1 the listeners, 2 the first
+// batch, 3 the second, 4 done. The victim dies the moment it is to log a line that matches: so
+// "sending" is before a send, "sent" after it, "received" after a receive.
+//
+// The last three say who serves afterwards: the listeners, the connections of the first batch,
+// and those of the second. (Anew: the new process, which is the first again, and opens its own.)
+var kills = []struct {
+	situation, victim, at    string // what the new process does with the offer that it is about
+	listeners, first, second string
+}{
+	{"takes", "old", `sending {"type":"hello"`, "anew", "nobody", "nobody"},
+	{"takes", "old", `sent {"type":"hello"`, "anew", "nobody", "nobody"},
+	{"takes", "old", `received .{"type":"hello"`, "anew", "nobody", "nobody"},
+	{"takes", "old", `sending {"type":"offer","id":1`, "anew", "nobody", "nobody"},
+	{"takes", "old", `sent {"type":"offer","id":1`, "new", "nobody", "nobody"},
+	{"takes", "old", `received .{"type":"taken","id":1`, "new", "nobody", "nobody"},
+	{"takes", "old", `sending {"type":"offer","id":2`, "new", "nobody", "nobody"},
+	{"takes", "old", `sent {"type":"offer","id":2`, "new", "new", "nobody"},
+	{"takes", "old", `received .{"type":"taken","id":2`, "new", "new", "nobody"},
+	{"takes", "old", `sending {"type":"offer","id":3`, "new", "new", "nobody"},
+	{"takes", "old", `sent {"type":"offer","id":3`, "new", "new", "new"},
+	{"takes", "old", `received .{"type":"taken","id":3`, "new", "new", "new"},
+	{"takes", "old", `sending {"type":"offer","id":4`, "new", "new", "new"},
+	{"takes", "old", `sent {"type":"offer","id":4`, "new", "new", "new"},
+	{"takes", "old", `received .{"type":"taken","id":4`, "new", "new", "new"},
+	{"takes", "new", `sending {"type":"hello"`, "old", "old", "old"},
+	{"takes", "new", `sent {"type":"hello"`, "old", "old", "old"},
+	{"takes", "new", `received .{"type":"hello"`, "old", "old", "old"},
+	{"takes", "new", `received .{"type":"offer","id":1`, "old", "old", "old"},
+	{"takes", "new", `sending {"type":"taken","id":1`, "old", "old", "old"},
+	{"takes", "new", `sent {"type":"taken","id":1`, "old", "old", "old"},
+	{"takes", "new", `received .{"type":"offer","id":2`, "old", "old", "old"},
+	{"takes", "new", `sending {"type":"taken","id":2`, "old", "old", "old"},
+	{"takes", "new", `sent {"type":"taken","id":2`, "old", "nobody", "old"},
+	{"takes", "new", `received .{"type":"offer","id":3`, "old", "nobody", "old"},
+	{"takes", "new", `sending {"type":"taken","id":3`, "old", "nobody", "old"},
+	{"takes", "new", `sent {"type":"taken","id":3`, "old", "nobody", "nobody"},
+	{"takes", "new", `received .{"type":"offer","id":4`, "old", "nobody", "nobody"},
+	{"takes", "new", `sending {"type":"taken","id":4`, "old", "nobody", "nobody"},
+	{"takes", "new", `sent {"type":"taken","id":4`, "nobody", "nobody", "nobody"},
+	{"falls silent", "old", `sending {"type":"withdraw","id":1`, "new", "nobody", "nobody"},
+	{"falls silent", "old", `sent {"type":"withdraw","id":1`, "nobody", "nobody", "nobody"},
+	{"falls silent", "old", `sending {"type":"withdraw","id":2`, "new", "new", "nobody"},
+	{"falls silent", "old", `sent {"type":"withdraw","id":2`, "nobody", "nobody", "nobody"},
+	{"falls silent", "old", `sending {"type":"withdraw","id":3`, "new", "new", "new"},
+	{"falls silent", "old", `sent {"type":"withdraw","id":3`, "nobody", "new", "nobody"},
+	{"falls silent", "old", `sending {"type":"withdraw","id":4`, "new", "new", "new"},
+	{"falls silent", "old", `sent {"type":"withdraw","id":4`, "nobody", "new", "new"},
+	{"falls silent", "new", `sending {"type":"taken","id":1`, "old", "old", "old"},
+	{"falls silent", "new", `received .{"type":"withdraw","id":1`, "old", "old", "old"},
+	{"falls silent", "new", `sending {"type":"taken","id":2`, "old", "old", "old"},
+	{"falls silent", "new", `received .{"type":"withdraw","id":2`, "old", "old", "old"},
+	{"falls silent", "new", `sending {"type":"taken","id":3`, "old", "nobody", "old"},
+	{"falls silent", "new", `received .{"type":"withdraw","id":3`, "old", "nobody", "old"},
+	{"falls silent", "new", `sending {"type":"taken","id":4`, "old", "nobody", "nobody"},
+	{"falls silent", "new", `received .{"type":"withdraw","id":4`, "old", "nobody", "nobody"},
+	{"refuses", "old", `received .{"type":"refused","id":3`, "new", "new", "nobody"},
+	{"refuses", "old", `sending {"type":"withdraw"`, "new", "new", "nobody"},
+	{"refuses", "old", `sent {"type":"withdraw"`, "nobody", "new", "nobody"},
+	{"refuses", "new", `sending {"type":"refused","id":3`, "old", "nobody", "old"},
+	{"refuses", "new", `sent {"type":"refused","id":3`, "old", "nobody", "old"},
+	{"refuses", "new", `received .{"type":"withdraw"`, "old", "nobody", "old"},
+}
+
+func TestKillAtEveryStep(t *testing.T) {
+	for i, k := range kills {
+		if testing.Short() && i%5 != 1 {
+			continue
+		}
+		t.Run(fmt.Sprintf("%s/%s dies at %.40s", k.situation, k.victim, k.at), func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t)
+			s.doom(k.victim, k.at)
+			switch k.situation {
+			case "takes":
+				s.begin(patience)
+				s.victim.status()
+			case "falls silent":
+				s.stopNew(`sending {"type":"taken","id":` + idIn(k.at))
+				s.begin(silence)
+				s.new.stopped()
+				if s.victim == s.old {
+					s.victim.status()
+				} else {
+					s.old.logged(`not taken over`)
+				}
+				s.new.signal(unix.SIGCONT)
+				s.victim.status()
+			case "refuses": // the second batch
+				s.stopNew(`sent {"type":"taken","id":2`)
+				s.begin(patience)
+				s.new.stopped()
+				restore := limitFDs(t, s.new, someFDs)
+				s.new.signal(unix.SIGCONT)
+				s.victim.status()
+				if s.victim == s.old {
+					restore()
+				}
+			}
+			s.expectServed(k.first, k.second)
+			s.expectListeners(k.listeners)
+			s.expectSuccession(k.listeners)
+		})
+	}
+}
+
+// silence is how long an old process waits for a new one that a test has stopped.
+const silence = time.Second
+
+func idIn(record string) string { return regexp.MustCompile(`"id":(\d)`).FindStringSubmatch(record)[1] }
+
+// scene is a server with clients, and a process that takes over from it. Either may be doomed.
+type scene struct {
+	t                *testing.T
+	path             string
+	clients          crowd
+	old, new, victim *process
+	oldEnv, newEnv   []string
+	doomed           string
+}
+
+func newScene(t *testing.T) *scene {
+	t.Helper()
+	return &scene{t: t, path: meetingPlace(t)}
+}
+
+// doom lets a process die at a line of its log.
+func (s *scene) doom(victim, at string) {
+	s.doomed = victim
+	env := &s.oldEnv
+	if victim == "new" {
+		env = &s.newEnv
+	}
+	*env = append(*env, killAt+"="+at)
+}
+
+func (s *scene) stopOld(at string) { s.oldEnv = append(s.oldEnv, stopAt+"="+at) }
+func (s *scene) stopNew(at string) { s.newEnv = append(s.newEnv, stopAt+"="+at) }
+
+// begin starts the old process, the clients, and the new process, which may take timeout for each
+// answer.
+func (s *scene) begin(timeout time.Duration, more ...string) {
+	s.t.Helper()
+	args := []string{"-v", "-takeover-timeout", timeout.String()}
+	s.old = startDoomed(s.t, s.path, s.oldEnv, args...)
+	s.clients = gather(s.t, s.old.addr(), crowdSize)
+	s.new = startDoomed(s.t, s.path, s.newEnv, append(args, more...)...)
+	s.victim = map[string]*process{"old": s.old, "new": s.new}[s.doomed]
+}
+
+// startDoomed is startServer, with an environment, and does not wait.
+func startDoomed(t testing.TB, path string, env []string, more ...string) *process {
+	t.Helper()
+	return startWith(t, func(cmd *exec.Cmd) {
+		quiet(cmd)
+		cmd.Env = append(cmd.Env, env...)
+	}, append([]string{"-addr", "127.0.0.1:0", "-control", path}, more...)...)
+}
+
+// expectServed checks who serves the connections of both batches. Which is in which nobody
+// has told us, but how many there are in each is known.
+func (s *scene) expectServed(first, second string) {
+	s.t.Helper()
+	want := 0
+	if first != "nobody" {
+		want += maxSockets
+	}
+	if second != "nobody" {
+		want += crowdSize - maxSockets
+	}
+	s.clients = s.clients.goOn(s.t)
+	if len(s.clients) != want {
+		s.t.Errorf("%d connections are served, want %d", len(s.clients), want)
+	}
+}
+
+// expectListeners checks who serves new clients: of the two, one at most still lives.
+func (s *scene) expectListeners(owner string) {
+	s.t.Helper()
+	addr := s.old.addr()
+	switch owner {
+	case "nobody":
+		expectRefused(s.t, addr)
+		return
+	case "old":
+	case "new":
+		if got := s.new.addr(); got != addr {
+			s.t.Errorf("the new process listens on %s, want %s", got, addr)
+		}
+	case "anew":
+		addr = s.new.addr()
+	}
+	c := dial(s.t, addr)
+	c.echoed("a new client")
+	s.clients = append(s.clients, c)
+	c.send("half")
+}
+
+func expectRefused(t *testing.T, addr string) {
+	t.Helper()
+	eventually(t, "nobody listens on "+addr, func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			_ = c.Close() // somebody has accepted it, or it ends with the listener
+		}
+		return errors.Is(err, unix.ECONNREFUSED)
+	})
+}
+
+// expectSuccession checks that nothing needs cleaning up: the same command once more does what
+// it always does.
+func (s *scene) expectSuccession(listeners string) {
+	s.t.Helper()
+	next := startNext(s.t, s.path)
+	if survivor := map[string]*process{"old": s.old, "new": s.new, "anew": s.new}[listeners]; survivor != nil {
+		if got, want := next.addr(), survivor.addr(); got != want {
+			s.t.Errorf("the next process listens on %s, want %s", got, want)
+		}
+		if status := survivor.status(); status != 0 {
+			s.t.Errorf("exit status %d, want 0", status)
+		}
+	}
+	if still := s.clients.goOn(s.t); len(still) != len(s.clients) {
+		s.t.Errorf("%d connections are served after the next takeover, and %d were before", len(still), len(s.clients))
+	}
+	dial(s.t, next.addr()).echoed("hello")
+	next.signal(unix.SIGTERM)
+	if status := next.status(); status != 0 {
+		s.t.Errorf("next: exit status %d, want 0", status)
+	}
+	left, err := os.ReadDir(filepath.Dir(s.path))
+	if err != nil || len(left) > 0 {
+		s.t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// startNext starts the next process, when the one that serves may not have noticed yet that the
+// last one died.
+func startNext(t *testing.T, path string) (next *process) {
+	t.Helper()
+	eventually(t, "the next process serves", func() bool {
+		next = startDoomed(t, path, nil)
+		return next.err.wait(regexp.MustCompile(`listening on `)) != nil
+	})
+	return next
+}
+
+// someFDs are enough to go on with, and too few for a batch.
+const someFDs = 8
+
+// limitFDs leaves a stopped process so many free descriptors, until restore is called.
+func limitFDs(t *testing.T, p *process, free int) (restore func()) {
+	t.Helper()
+	open := p.descriptors()
+	lowest := 0
+	for ; free > 0 || open[strconv.Itoa(lowest)] != ""; lowest++ {
+		if open[strconv.Itoa(lowest)] == "" {
+			free--
+		}
+	}
+	var before unix.Rlimit
+	limit := func(new, old *unix.Rlimit) {
+		t.Helper()
+		if err := unix.Prlimit(p.pid(), unix.RLIMIT_NOFILE, new, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit(nil, &before)
+	limit(&unix.Rlimit{Cur: uint64(lowest), Max: before.Max}, nil)
+	return func() { limit(&before, nil) }
+}
+
+// crowd are many clients, each in the middle of a line.
+type crowd []*client
+
+// crowdSize makes two batches.
+const crowdSize = maxSockets + 48
+
+func gather(t testing.TB, addr string, n int) crowd {
+	t.Helper()
+	needFDs(t, 2*n)
+	all := make(crowd, n)
+	for i := range all {
+		all[i] = dial(t, addr)
+		all[i].send("whole\nhalf") // the server reads both at once, and keeps the half
+	}
+	for _, c := range all {
+		c.expect("whole")
+	}
+	return all
+}
+
+// goOn lets everyone finish the line that it is in, and begin another. It returns those who are
+// served: every byte has come back once. All others have ended, without another byte.
+func (all crowd) goOn(t testing.TB) (served crowd) {
+	t.Helper()
+	for _, c := range all {
+		_, _ = io.WriteString(c, " and whole\nmore\nhalf") // it fails if the connection has ended
+	}
+	for _, c := range all {
+		line, err := c.in.ReadString('\n')
+		switch {
+		case err == nil && line == "half and whole\n":
+			c.expect("more")
+			served = append(served, c)
+		case line != "" || !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET):
+			t.Fatalf("client %v got %q and %v, want its line or the end", c.LocalAddr(), line, err)
+		}
+	}
+	return served
+}
