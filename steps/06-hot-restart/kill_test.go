@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -125,6 +127,75 @@ func TestKillAtEveryStep(t *testing.T) {
 	}
 }
 
+// Between those moments there are others: in the middle of stopping the sessions of a batch, of
+// packing it, of adopting it, all while the clients talk. Whenever a kill comes, it ends like one
+// of the rows.
+func TestKillAtAnyMoment(t *testing.T) {
+	possible := map[outcome]bool{}
+	for _, k := range kills {
+		possible[outcome{k.victim, k.listeners, connections(k.first, k.second)}] = true
+	}
+	rounds := 20
+	if testing.Short() {
+		rounds = 4
+	}
+	for i := range rounds {
+		victim := []string{"old", "new"}[i%2]
+		t.Run(fmt.Sprintf("%d: %s", i, victim), func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t)
+			s.doomed = victim
+			s.begin(patience, "-v=false") // to write all that takes longer than all else
+			stop := s.clients.talk(t)
+			s.new.logged(`taking over from`)
+			time.Sleep(rand.N(40 * time.Millisecond)) // any moment will do
+			s.victim.kill()
+			is := outcome{victim: victim, listeners: s.survivor()}
+			s.clients = stop().goOn(t)
+			is.served = len(s.clients)
+			if !possible[is] {
+				t.Errorf("not one of the rows: %+v", is)
+			}
+			t.Logf("%+v", is)
+			s.expectListeners(is.listeners)
+			s.expectSuccession(is.listeners)
+		})
+	}
+}
+
+// outcome is how a kill has ended.
+type outcome struct {
+	victim, listeners string
+	served            int
+}
+
+// survivor waits until the process that was not killed knows what it has, and says who has the
+// listeners.
+func (s *scene) survivor() string {
+	s.t.Helper()
+	switch {
+	case s.victim == s.old && s.new.addr() == s.old.addr():
+		return "new"
+	case s.victim == s.old:
+		return "anew"
+	case s.old.logged(`((?:not )?taken over)`)[1] == "not taken over":
+		return "old"
+	}
+	s.old.status()
+	return "nobody"
+}
+
+// connections is how many connections a row leaves.
+func connections(first, second string) (n int) {
+	if first != "nobody" {
+		n += maxSockets
+	}
+	if second != "nobody" {
+		n += crowdSize - maxSockets
+	}
+	return n
+}
+
 // silence is how long an old process waits for a new one that a test has stopped.
 const silence = time.Second
 
@@ -182,15 +253,8 @@ func startDoomed(t testing.TB, path string, env []string, more ...string) *proce
 // has told us, but how many there are in each is known.
 func (s *scene) expectServed(first, second string) {
 	s.t.Helper()
-	want := 0
-	if first != "nobody" {
-		want += maxSockets
-	}
-	if second != "nobody" {
-		want += crowdSize - maxSockets
-	}
 	s.clients = s.clients.goOn(s.t)
-	if len(s.clients) != want {
+	if want := connections(first, second); len(s.clients) != want {
 		s.t.Errorf("%d connections are served, want %d", len(s.clients), want)
 	}
 }
@@ -312,21 +376,64 @@ func gather(t testing.TB, addr string, n int) crowd {
 }
 
 // goOn lets everyone finish the line that it is in, and begin another. It returns those who are
-// served: every byte has come back once. All others have ended, without another byte.
+// served. All others have ended.
 func (all crowd) goOn(t testing.TB) (served crowd) {
 	t.Helper()
 	for _, c := range all {
-		_, _ = io.WriteString(c, " and whole\nmore\nhalf") // it fails if the connection has ended
-	}
-	for _, c := range all {
-		line, err := c.in.ReadString('\n')
-		switch {
-		case err == nil && line == "half and whole\n":
-			c.expect("more")
+		is, err := c.goOn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if is {
 			served = append(served, c)
-		case line != "" || !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET):
-			t.Fatalf("client %v got %q and %v, want its line or the end", c.LocalAddr(), line, err)
 		}
 	}
 	return served
+}
+
+// goOn reports whether what the client sends comes back. If it does not, the connection has ended,
+// and what came before that was right.
+func (c *client) goOn() (served bool, err error) {
+	_, _ = io.WriteString(c, " and whole\nmore\nhalf") // it fails if the connection has ended
+	const want = "half and whole\nmore\n"
+	got := make([]byte, len(want))
+	n, err := io.ReadFull(c.in, got)
+	if ended := err != nil && !errors.Is(err, os.ErrDeadlineExceeded); string(got[:n]) != want[:n] || n < len(want) && !ended {
+		return false, fmt.Errorf("client %v got %q and %v, want %q or the end", c.LocalAddr(), got[:n], err, want)
+	}
+	return err == nil, nil
+}
+
+// talk lets everyone go on and on, until its result is called, which returns those who are served.
+func (all crowd) talk(t testing.TB) (stop func() crowd) {
+	t.Helper()
+	enough := make(chan struct{})
+	served, failures := make([]bool, len(all)), make([]error, len(all))
+	var talking sync.WaitGroup
+	for i, c := range all {
+		talking.Go(func() {
+			for served[i] = true; served[i] && failures[i] == nil; {
+				select {
+				case <-enough:
+					return
+				default:
+					served[i], failures[i] = c.goOn()
+				}
+			}
+		})
+	}
+	return func() (still crowd) {
+		t.Helper()
+		close(enough)
+		talking.Wait()
+		if err := errors.Join(failures...); err != nil {
+			t.Fatal(err)
+		}
+		for i, c := range all {
+			if served[i] {
+				still = append(still, c)
+			}
+		}
+		return still
+	}
 }
