@@ -437,3 +437,249 @@ func (all crowd) talk(t testing.TB) (stop func() crowd) {
 		return still
 	}
 }
+
+// Silence is not death: nobody can know what a process that is stopped has done. The old one takes
+// back what is not taken, and serves on. When the new one wakes, it finds that out, and serves what
+// it has taken to its end. No connection is lost.
+func TestNewFallsSilent(t *testing.T) {
+	for i, s := range []struct {
+		at    string // the new process stops there
+		moved int    // connections by then
+	}{
+		{`sent {"type":"hello"`, 0},
+		{`received .{"type":"hello"`, 0},
+		{`received .{"type":"offer","id":1`, 0},
+		{`sent {"type":"taken","id":1`, 0},
+		{`received .{"type":"offer","id":2`, 0},
+		{`sent {"type":"taken","id":2`, maxSockets},
+		{`received .{"type":"offer","id":3`, maxSockets},
+		{`sent {"type":"taken","id":3`, crowdSize},
+		{`received .{"type":"offer","id":4`, crowdSize},
+	} {
+		if testing.Short() && i%5 != 0 {
+			continue
+		}
+		t.Run(s.at, func(t *testing.T) {
+			t.Parallel()
+			s, at, moved := newScene(t), s.at, s.moved
+			s.stopNew(at)
+			s.begin(silence)
+			s.new.stopped()
+			waiting := dial(t, s.old.addr()) // in a queue from which only the new one may accept, if any
+			waiting.send("hello\n")
+			s.old.logged(fmt.Sprintf(`not taken over: pid %d .* did not answer within %v; connections moved: %d, still here: %d$`, s.new.pid(), silence, moved, crowdSize-moved))
+			waiting.expect("hello")
+			s.expectState(s.old, 1, crowdSize-moved+1)
+			s.new.signal(unix.SIGCONT)
+			s.expectGivenUp(`gave up: ".* did not answer within 1s"`)
+		})
+	}
+}
+
+// expectGivenUp checks that the new process has given up for that reason, and serves what it has
+// to its end; and that no connection is lost, nor a descriptor, and the next attempt works.
+func (s *scene) expectGivenUp(reason string) {
+	s.t.Helper()
+	if served := s.clients.goOn(s.t); len(served) != crowdSize {
+		s.t.Errorf("%d connections are served, want %d", len(served), crowdSize)
+	}
+	s.expectListeners("old")
+	s.expectSuccession("old")
+	for _, c := range s.clients {
+		_ = c.Close() // those that the next process had have ended with it
+	}
+	if status := s.new.status(); status != 1 {
+		s.t.Errorf("new: exit status %d, want 1", status)
+	}
+	s.new.logged(reason)
+}
+
+// expectState checks how many connections and listeners a process says it has.
+func (s *scene) expectState(p *process, listeners, connections int) {
+	s.t.Helper()
+	p.signal(unix.SIGUSR1)
+	p.logged(fmt.Sprintf(`generation \d: listeners %d, connections %d; `, listeners, connections))
+}
+
+// A new process that does not even say hello has not begun anything.
+func TestNewIsSilentFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.stopNew(`sending {"type":"hello"`)
+	s.begin(silence)
+	s.new.stopped()
+	s.old.logged(fmt.Sprintf(`hello from pid %d .* said nothing for 2s`, s.new.pid()))
+	s.new.signal(unix.SIGCONT)
+	s.expectGivenUp(`deadline exceeded|hung up without a word`)
+}
+
+// What it has taken last, it has taken, however long it sleeps then.
+func TestNewFallsSilentWhenItHasAll(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.stopNew(`sent {"type":"taken","id":4`)
+	s.begin(silence)
+	s.new.stopped()
+	s.old.logged(`has not hung up within 1s`)
+	if status := s.old.status(); status != 0 {
+		t.Errorf("old: exit status %d, want 0", status)
+	}
+	waiting := dial(t, s.old.addr())
+	s.new.signal(unix.SIGCONT)
+	waiting.echoed("hello")
+	s.expectServed("new", "new")
+	s.expectListeners("new")
+	s.expectSuccession("new")
+}
+
+// An old process that sleeps holds up nobody but the clients that it still has: the new one serves
+// what it was given, says for whom it waits, and gets the rest when that wakes or dies.
+func TestOldFallsSilent(t *testing.T) {
+	for i, s := range []struct {
+		at    string // the old process stops there
+		moved int    // connections by then
+	}{
+		{`sent {"type":"offer","id":1`, 0},
+		{`received .{"type":"taken","id":1`, 0},
+		{`sent {"type":"offer","id":2`, maxSockets},
+		{`received .{"type":"taken","id":2`, maxSockets},
+		{`sent {"type":"offer","id":3`, crowdSize},
+		{`sending {"type":"offer","id":4`, crowdSize},
+	} {
+		for _, then := range []string{"wakes", "dies"} {
+			if testing.Short() && i%5 != 0 {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s/and %s", s.at, then), func(t *testing.T) {
+				t.Parallel()
+				s, at, moved := newScene(t), s.at, s.moved
+				s.stopOld(at)
+				s.begin(patience, "-takeover-timeout", "500ms")
+				s.old.stopped()
+				s.new.logged(fmt.Sprintf(`waiting for pid %d .*, which is silent`, s.old.pid()))
+				dial(t, s.old.addr()).echoed("served by the new one")
+				s.expectState(s.new, 1, moved+1)
+				if then == "dies" {
+					s.old.kill()
+					s.new.logged(fmt.Sprintf(`has ended before it had given all; connections that came before: %d$`, moved))
+				} else {
+					s.old.signal(unix.SIGCONT)
+					moved = crowdSize
+					if status := s.old.status(); status != 0 {
+						t.Errorf("old: exit status %d, want 0", status)
+					}
+				}
+				s.clients = s.clients.goOn(t)
+				if len(s.clients) != moved {
+					t.Errorf("%d connections are served, want %d", len(s.clients), moved)
+				}
+				s.expectListeners("new")
+				s.expectSuccession("new")
+			})
+		}
+	}
+}
+
+// Before it has given anything, nothing depends on it. The new one does not wait for its hello.
+func TestOldIsSilentFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	old := startServer(t, path)
+	clients := gather(t, old.addr(), 10)
+	old.stop()
+	new := startDoomed(t, path, nil)
+	if status := new.status(); status != 1 {
+		t.Errorf("new: exit status %d, want 1", status)
+	}
+	new.logged(`said nothing for 2s`)
+	old.signal(unix.SIGCONT)
+	if served := clients.goOn(t); len(served) != len(clients) {
+		t.Errorf("%d connections are served, want %d", len(served), len(clients))
+	}
+	startNext(t, path)
+	old.status()
+}
+
+// A new process that runs out of descriptors refuses what it has no room for. What did arrive of
+// it is closed, and the old one takes it back.
+func TestOutOfDescriptors(t *testing.T) {
+	for _, s := range []struct {
+		at    string // there the new process loses its descriptors
+		free  int    // except for so many
+		offer string // what it must refuse
+		moved int
+	}{
+		{`sent {"type":"hello"`, 1, "1", 0},
+		{`sent {"type":"taken","id":1`, someFDs, "2", 0},
+		{`sent {"type":"taken","id":2`, someFDs, "3", maxSockets},
+		{`sent {"type":"taken","id":3`, 0, "4", crowdSize},
+	} {
+		t.Run("offer "+s.offer, func(t *testing.T) {
+			t.Parallel()
+			s, at := newScene(t), s
+			s.stopNew(at.at)
+			s.begin(patience)
+			had := len(s.old.descriptors())
+			s.new.stopped()
+			restore := limitFDs(t, s.new, at.free)
+			s.new.signal(unix.SIGCONT)
+			s.old.logged(fmt.Sprintf(`not taken over: .* refused: "descriptors lost \(MSG_CTRUNC\).*; connections moved: %d, still here: %d$`, at.moved, crowdSize-at.moved))
+			s.new.logged("refused offer " + at.offer)
+			if at.moved > 0 {
+				restore()
+			}
+			eventually(t, "the old process has no more descriptors than it needs", func() bool { return len(s.old.descriptors()) == had-at.moved })
+			s.expectGivenUp(`gave up: ".* refused: `)
+		})
+	}
+}
+
+// The new process takes the listeners, and cannot open the one that is missing.
+func TestNewCannotListen(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	occupied, err := listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeQuietly(occupied)
+	s.begin(patience, "-addr", occupied.Addr().String())
+	s.old.logged(`not taken over`)
+	s.expectGivenUp(`address already in use: stop the process that has it`)
+}
+
+// One process takes over at a time. Whoever comes meanwhile is told so, or waits for the next.
+func TestTwoNewProcesses(t *testing.T) {
+	for at, late := range map[string]string{
+		`received .{"type":"offer","id":2`: "pid %d is taking over already: wait until it has",
+		`received .{"type":"offer","id":4`: "", // the old one lets nobody in any more
+	} {
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t)
+			s.stopNew(at)
+			s.begin(patience)
+			s.new.stopped()
+			second := startDoomed(t, s.path, nil)
+			if late != "" {
+				second.logged(fmt.Sprintf(late, s.new.pid()))
+				if status := second.status(); status != 1 {
+					t.Errorf("second: exit status %d, want 1", status)
+				}
+			}
+			s.new.signal(unix.SIGCONT)
+			if status := s.old.status(); status != 0 {
+				t.Errorf("old: exit status %d, want 0", status)
+			}
+			if late == "" {
+				if status := s.new.status(); status != 0 {
+					t.Errorf("new: exit status %d, want 0", status)
+				}
+				s.new = second
+			}
+			s.expectServed("new", "new")
+			s.expectListeners("new")
+			s.expectSuccession("new")
+		})
+	}
+}
