@@ -34,6 +34,8 @@ func (c *counters) now() totals {
 // state says in one line what this process serves.
 func (s *server) state() string {
 	t := s.counted.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return fmt.Sprintf("generation %d: listeners %d, connections %d; since generation 1: connections %d, lines %d",
 		t.Generation, len(s.listeners), s.sessions.count(), t.Connections, t.Lines)
 }
