@@ -557,8 +557,8 @@ func TestOldFallsSilent(t *testing.T) {
 				s.begin(patience, "-takeover-timeout", "500ms")
 				s.old.stopped()
 				s.new.logged(fmt.Sprintf(`waiting for pid %d .*, which is silent`, s.old.pid()))
+				s.expectState(s.new, 1, moved)
 				dial(t, s.old.addr()).echoed("served by the new one")
-				s.expectState(s.new, 1, moved+1)
 				if then == "dies" {
 					s.old.kill()
 					s.new.logged(fmt.Sprintf(`has ended before it had given all; connections that came before: %d$`, moved))
