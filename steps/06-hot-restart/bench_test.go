@@ -23,7 +23,9 @@ import (
 func BenchmarkTakeover(b *testing.B) {
 	for _, n := range []int{100, 1000, 10_000} {
 		b.Run(fmt.Sprintf("N=%d", n), func(b *testing.B) {
-			needFDs(b, n)
+			if affordable(b, n) < n {
+				b.Skipf("RLIMIT_NOFILE allows fewer than %d connections", n)
+			}
 			path := meetingPlace(b)
 			server := startServer(b, path)
 			clients := make([]*client, n)
@@ -71,33 +73,6 @@ func duration(t testing.TB, s string) time.Duration {
 		t.Fatal(err)
 	}
 	return d
-}
-
-// startServer is the same command, again and again. What it prints is thrown away.
-func startServer(t testing.TB, path string, more ...string) *process {
-	t.Helper()
-	p := startWith(t, quiet, append([]string{"-addr", "127.0.0.1:0", "-control", path}, more...)...)
-	p.addr()
-	return p
-}
-
-func quiet(cmd *exec.Cmd) { cmd.Stdout = nil }
-
-// needFDs raises the limit of descriptors of this process and its children, as far as it may.
-func needFDs(t testing.TB, n int) {
-	t.Helper()
-	n += 1000
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
-	}
-	if limit.Cur >= uint64(n) {
-		return
-	}
-	more := unix.Rlimit{Cur: uint64(n), Max: max(limit.Max, uint64(n))}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &more); err != nil {
-		t.Skipf("%d descriptors needed, and setrlimit says %v", n, err)
-	}
 }
 
 // passBare passes duplicates of all sockets to a process that does nothing with them, and

@@ -26,45 +26,51 @@ const (
 
 // runDemo restarts a server again and again, while clients talk to it. It returns nil only if
 // every byte came back, over the connections of the beginning.
-func runDemo(ctx context.Context, stdout, stderr io.Writer) error {
+func runDemo(ctx context.Context, stderr io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, demoTime)
 	defer cancel()
+	lines, err := restartUnderTalk(ctx, stderr)
+	if err != nil {
+		return fmt.Errorf("verdict: BAD: %w", err)
+	}
+	log.Printf("verdict: good: %d restarts, %d clients, %d lines; each came back once, in order, over the connection it was sent on",
+		demoRestarts, demoClients, lines)
+	return nil
+}
+
+// restartUnderTalk returns how many lines were sent and came back.
+func restartUnderTalk(ctx context.Context, stderr io.Writer) (lines int64, err error) {
 	folder, err := os.MkdirTemp("", "restart-demo")
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer os.RemoveAll(folder) // nothing of value is in it
 	path := filepath.Join(folder, "control")
 
 	server, addr, err := startActor(ctx, stderr, "-addr", "127.0.0.1:0", "-control", path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { server.end() }()
 	log.Printf("%d clients talk to pid %d", demoClients, server.Process.Pid)
 	talk := startTalk(ctx, addr)
 	for range demoRestarts {
 		if err := talk.goesOn(ctx); err != nil {
-			break // the verdict says why
+			return 0, err
 		}
 		next, _, err := startActor(ctx, stderr, "-addr", "127.0.0.1:0", "-control", path)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		begin := time.Now()
 		if err := server.wait(); err != nil {
-			return fmt.Errorf("the old process: %w", err)
+			return 0, fmt.Errorf("the old process: %w", err)
 		}
 		log.Printf("pid %d serves, and pid %d ended %v later", next.Process.Pid, server.Process.Pid, time.Since(begin).Round(time.Millisecond))
 		server = next
 	}
 	err = errors.Join(talk.goesOn(ctx), talk.end())
-	if err != nil {
-		return fmt.Errorf("verdict: BAD: %w", err)
-	}
-	log.Printf("verdict: good: %d restarts, %d clients, %d lines; each came back once, in order, over the connection it was sent on",
-		demoRestarts, demoClients, talk.lines.Load())
-	return nil
+	return talk.lines.Load(), err
 }
 
 // actor is a server process of the story.

@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if *demo {
 		nameProcess("demo", stderr)
-		return runDemo(ctx, stdout, stderr)
+		return runDemo(ctx, stderr)
 	}
 	var err error
 	if s.path, err = controlPath(*control, flags.Name()); err != nil {

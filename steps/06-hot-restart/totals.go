@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"runtime"
 	"sync/atomic"
 )
 
@@ -36,6 +37,6 @@ func (s *server) state() string {
 	t := s.counted.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return fmt.Sprintf("generation %d: listeners %d, connections %d; since generation 1: connections %d, lines %d",
-		t.Generation, len(s.listeners), s.sessions.count(), t.Connections, t.Lines)
+	return fmt.Sprintf("generation %d: listeners %d, connections %d, goroutines %d; since generation 1: connections %d, lines %d",
+		t.Generation, len(s.listeners), s.sessions.count(), runtime.NumGoroutine(), t.Connections, t.Lines)
 }
