@@ -3,12 +3,16 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"log"
 	"os"
 	"os/exec"
 	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,6 +68,122 @@ func BenchmarkTakeover(b *testing.B) {
 			b.ReportMetric(0, "ns/op") // an operation is a restart with the start of a process
 		})
 	}
+}
+
+// BenchmarkTakeoverBusy measures the longest time that each of 200 clients waits for an answer, of
+// those that send one line after the other: while the server is restarted, and for as long before
+// that, while it is not.
+func BenchmarkTakeoverBusy(b *testing.B) {
+	path := meetingPlace(b)
+	server := startServer(b, path)
+	const clients = 200
+	pings := newPings(b, server.addr(), clients)
+	var calm, restarted []time.Duration
+	for range b.N {
+		begin := time.Now()
+		next := startServer(b, path)
+		server.status()
+		server = next
+		restarted = append(restarted, pings.longest()...)
+		time.Sleep(time.Since(begin)) // as long as that took
+		calm = append(calm, pings.longest()...)
+	}
+	pings.stop(b)
+	for name, all := range map[string][]time.Duration{"calm": calm, "restart": restarted} {
+		slices.Sort(all)
+		for _, p := range []struct {
+			name     string
+			permille int
+		}{{"p50", 500}, {"p99", 990}, {"max", 1000}} {
+			b.ReportMetric(float64(all[(len(all)-1)*p.permille/1000].Microseconds())/1000, name+"-"+p.name+"-ms")
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// pings are clients that send a line, wait for the answer, and go on with the next.
+type pings struct {
+	waits    []atomic.Int64 // the longest that each has waited, in nanoseconds
+	rounds   atomic.Int64
+	stopping atomic.Bool
+	clients  sync.WaitGroup
+}
+
+func newPings(b *testing.B, addr string, n int) *pings {
+	b.Helper()
+	p := &pings{waits: make([]atomic.Int64, n)}
+	for i := range n {
+		c := dial(b, addr)
+		p.clients.Go(func() {
+			for !p.stopping.Load() {
+				begin := time.Now()
+				if _, err := c.Write([]byte("ping\n")); err != nil {
+					b.Error(err)
+					return
+				}
+				if line, err := c.in.ReadSlice('\n'); err != nil || string(line) != "ping\n" {
+					b.Errorf("got %q, %v", line, err)
+					return
+				}
+				p.rounds.Add(1)
+				p.waits[i].Store(max(p.waits[i].Load(), int64(time.Since(begin))))
+			}
+		})
+	}
+	return p
+}
+
+// longest returns the longest waits since it was last called.
+func (p *pings) longest() (waits []time.Duration) {
+	for i := range p.waits {
+		waits = append(waits, time.Duration(p.waits[i].Swap(0)))
+	}
+	return waits
+}
+
+func (p *pings) stop(b *testing.B) {
+	p.stopping.Store(true)
+	p.clients.Wait()
+	if b.Failed() {
+		b.FailNow()
+	}
+}
+
+// BenchmarkEcho measures the echo of a connection that was accepted, and of the same after it has
+// been taken over: an operation is a line of 1 KiB there and back, by 8 clients at once.
+func BenchmarkEcho(b *testing.B) {
+	path := meetingPlace(b)
+	server := startServer(b, path)
+	clients := make([]*client, 8)
+	for i := range clients {
+		clients[i] = dial(b, server.addr())
+		clients[i].echoed("hello")
+	}
+	line := append(bytes.Repeat([]byte("x"), 1023), '\n')
+	run := func(b *testing.B) {
+		var all sync.WaitGroup
+		b.SetBytes(int64(len(line)))
+		for _, c := range clients {
+			all.Go(func() {
+				got := make([]byte, len(line))
+				for range (b.N + len(clients) - 1) / len(clients) {
+					if _, err := c.Write(line); err != nil {
+						b.Error(err)
+						return
+					}
+					if _, err := io.ReadFull(c.in, got); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+	}
+	b.Run("accepted", run)
+	startServer(b, path)
+	server.status()
+	b.Run("adopted", run)
 }
 
 func duration(t testing.TB, s string) time.Duration {

@@ -113,7 +113,11 @@ func (s *server) handOver(to *giver) (moved int, err error) {
 func (s *server) giveAll(to *giver, answers <-chan message) (moved int, err error) {
 	give := func(p parcel) error {
 		defer closeQuietly(p) // the file is in memory, and has been sent
-		return to.exchange(context.Background(), offer{parcel: p}, answers)
+		err := to.exchange(context.Background(), offer{parcel: p}, answers)
+		if isHangup(err) {
+			return fmt.Errorf("%v went away: %w", to.to, err)
+		}
+		return err
 	}
 	for _, l := range s.listeners {
 		l.shut()

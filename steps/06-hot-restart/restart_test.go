@@ -147,7 +147,6 @@ func TestTenRestartsUnderLoad(t *testing.T) {
 		begin := time.Now()
 		expectEnd(t, server)
 		t.Logf("%s; the old one ended %v later", next.logged(`connections moved: .*`)[0], time.Since(begin).Round(time.Microsecond))
-		if time.Since(begin) > 100*time.Millisecond { t.Log(server.err) }
 		server = next
 	}
 	l.goesOn()
