@@ -69,13 +69,9 @@ var kills = []struct {
 	{"falls silent", "old", `sent {"type":"withdraw","id":3`, "nobody", "new", "nobody"},
 	{"falls silent", "old", `sending {"type":"withdraw","id":4`, "new", "new", "new"},
 	{"falls silent", "old", `sent {"type":"withdraw","id":4`, "nobody", "new", "new"},
-	{"falls silent", "new", `sending {"type":"taken","id":1`, "old", "old", "old"},
 	{"falls silent", "new", `received .{"type":"withdraw","id":1`, "old", "old", "old"},
-	{"falls silent", "new", `sending {"type":"taken","id":2`, "old", "old", "old"},
 	{"falls silent", "new", `received .{"type":"withdraw","id":2`, "old", "old", "old"},
-	{"falls silent", "new", `sending {"type":"taken","id":3`, "old", "nobody", "old"},
 	{"falls silent", "new", `received .{"type":"withdraw","id":3`, "old", "nobody", "old"},
-	{"falls silent", "new", `sending {"type":"taken","id":4`, "old", "nobody", "nobody"},
 	{"falls silent", "new", `received .{"type":"withdraw","id":4`, "old", "nobody", "nobody"},
 	{"refuses", "old", `received .{"type":"refused","id":3`, "new", "new", "nobody"},
 	{"refuses", "old", `sending {"type":"withdraw"`, "new", "new", "nobody"},
@@ -465,7 +461,7 @@ func TestNewFallsSilent(t *testing.T) {
 			s.new.stopped()
 			waiting := dial(t, s.old.addr()) // in a queue from which only the new one may accept, if any
 			waiting.send("hello\n")
-			s.old.logged(fmt.Sprintf(`not taken over: pid %d .* did not answer within %v; connections moved: %d, still here: %d$`, s.new.pid(), silence, moved, crowdSize-moved))
+			s.old.logged(fmt.Sprintf(`not taken over: pid %d .* did not answer within %v; connections moved: %d, `, s.new.pid(), silence, moved)) // waiting may be here already
 			waiting.expect("hello")
 			s.expectState(s.old, 1, crowdSize-moved+1)
 			s.new.signal(unix.SIGCONT)
