@@ -4,13 +4,18 @@
 //	go test ./docs            # says what has rotted
 //	go test ./docs -update    # writes what is true now into the pages; read the diff
 //
-// A page is plain Markdown. Two kinds of fenced blocks are checked:
+// A page is plain Markdown. These of its blocks are checked:
 //
 //   - go blocks behind a comment such as <!-- source: steps/04-steal/steal.go giver.withdraw -->
-//     show that declaration (snippets_test.go);
-//   - console blocks are run (transcripts_test.go).
+//     show that declaration (snippets_test.go); behind <!-- program: ... --> they are built and run
+//     (programs_test.go);
+//   - console blocks are run (transcripts_test.go);
+//   - diff blocks in an exercise are its solution, and are tried (exercises_test.go);
+//   - mermaid blocks are pictures that a browser can draw (diagrams_test.go).
 //
-// Links, anchors and generated tables are checked in pages_test.go.
+// Links, anchors, proofs and commands are checked in pages_test.go, generated tables in
+// generated_test.go; what a chapter must have in chapters_test.go, and of the pages across the
+// chapters the articles, the pitfalls and the glossary in files named for them.
 package docs
 
 import (

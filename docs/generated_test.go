@@ -17,9 +17,21 @@ var generators = map[string]func(arg string) (string, error){
 	"changes": changes,
 	"kills":   kills,
 
+	"pitfalls": func(string) (string, error) { return fromPage("docs/pitfalls.md", listPitfalls) },
+	"glossary": func(string) (string, error) { return fromPage("docs/glossary.md", listTerms) },
+
 	"kills-that-differ": func(string) (string, error) { return killsThatDiffer() },
 	"kernel-features":   func(string) (string, error) { return features() },
 	"kernel-relations":  func(string) (string, error) { return relations() },
+}
+
+// fromPage generates a part of a page from the rest of it.
+func fromPage(path string, list func(text string) (string, error)) (string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	return list(string(text))
 }
 
 func TestGenerated(t *testing.T) {
@@ -69,10 +81,7 @@ func changes(step string) (string, error) {
 	}
 	seen := map[string]string{} // a file's name to its content in the last step that had it
 	for _, dir := range steps {
-		added, changed, same, left := []string{}, []string{}, []string{}, map[string]bool{}
-		for name := range seen {
-			left[name] = true
-		}
+		var added, changed, same []string
 		files, err := filepath.Glob(dir + "/*.go")
 		if err != nil {
 			return "", err
@@ -86,7 +95,6 @@ func changes(step string) (string, error) {
 			if err != nil {
 				return "", err
 			}
-			delete(left, name)
 			link := fmt.Sprintf("[`%s`](../%s)", name, file)
 			switch last, known := seen[name]; {
 			case !known:

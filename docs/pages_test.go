@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -22,6 +23,7 @@ var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 
 func deadLinks(p page) (dead []error) {
 	text := fenced.ReplaceAllString(p.text, "") // code may look like links
+	text = lineLink.ReplaceAllString(text, "")  // TestLines looks at those; nobody at other lines
 	for _, match := range link.FindAllStringSubmatch(text, -1) {
 		target := match[1]
 		if strings.Contains(target, "://") {
@@ -53,10 +55,14 @@ func deadLinks(p page) (dead []error) {
 func anchors(text string) map[string]bool {
 	names := map[string]bool{}
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(fenced.ReplaceAllString(text, ""), -1) {
-		name := strings.ReplaceAll(strings.ToLower(heading[1]), " ", "-")
-		names[regexp.MustCompile(`[^\p{L}\p{N}_-]`).ReplaceAllString(name, "")] = true
+		names[anchorOf(heading[1])] = true
 	}
 	return names
+}
+
+func anchorOf(heading string) string {
+	name := strings.ReplaceAll(strings.ToLower(heading), " ", "-")
+	return regexp.MustCompile(`[^\p{L}\p{N}_-]`).ReplaceAllString(name, "")
 }
 
 // A test that a page names as a proof must exist in the file that it links to.
@@ -81,30 +87,92 @@ func missingProofs(p page) (missing []error) {
 	return missing
 }
 
-// A chapter is read in one sitting: what is not folded away has 150 to 300 lines.
-func TestChaptersHaveALength(t *testing.T) {
-	folded := regexp.MustCompile(`(?s)<details>.*?</details>\n`)
+// Where a page says `f` in [`file.go`](...), there is an f in that file.
+func TestNamesExist(t *testing.T) {
 	for _, p := range pages(t) {
-		if !regexp.MustCompile(`/\d\d-`).MatchString(p.path) {
-			continue
-		}
-		if n := strings.Count(folded.ReplaceAllString(p.text, ""), "\n"); n < 150 || n > 300 {
-			t.Errorf("%s has %d lines", p.path, n)
+		for _, err := range missingNames(p) {
+			t.Error(err)
 		}
 	}
 }
 
-// Planted errors: dead links, and a proof that is not there.
+var (
+	namesIn = regexp.MustCompile("((?:`[\\w.]+`(?:,|,? and)?\\s)+)in\\s+\\[`[\\w.]+\\.go`\\]\\(([^)\\s#]+)\\)")
+	quoted  = regexp.MustCompile("`([\\w.]+)`")
+)
+
+func missingNames(p page) (missing []error) {
+	for _, m := range namesIn.FindAllStringSubmatch(p.text, -1) {
+		for _, name := range quoted.FindAllStringSubmatch(m[1], -1) {
+			if _, err := lineOf(filepath.Join(filepath.Dir(p.path), m[2]), name[1]); err != nil {
+				missing = append(missing, fmt.Errorf("%s: %w", p.path, err))
+			}
+		}
+	}
+	return missing
+}
+
+// A step or a test that a command on a page names must exist. (Transcripts are run; these are the
+// commands beside them. The checks of the exercises are copied there first.)
+func TestCommands(t *testing.T) {
+	for _, p := range pages(t) {
+		for _, err := range vainCommands(p) {
+			t.Error(err)
+		}
+	}
+}
+
+var (
+	goCommand = regexp.MustCompile("(?m)go (?:run|test|build|vet)\\b[^`\n#]*")
+	stepPath  = regexp.MustCompile(`\./steps/[\w-]+`)
+	testName  = regexp.MustCompile(`-(?:run|bench) '?\^?((?:Test|Benchmark)\w+)`)
+)
+
+func vainCommands(p page) (vain []error) {
+	for _, command := range goCommand.FindAllString(p.text, -1) {
+		dir := stepPath.FindString(command)
+		if dir == "" {
+			continue
+		}
+		sources, err := filepath.Glob(dir + "/*.go")
+		if err != nil || sources == nil {
+			vain = append(vain, fmt.Errorf("%s: %s: no such step", p.path, command))
+			continue
+		}
+		test := testName.FindStringSubmatch(command)
+		if test == nil || strings.HasPrefix(test[1], "TestExercise") {
+			continue
+		}
+		if !slices.ContainsFunc(sources, func(file string) bool {
+			source, err := os.ReadFile(file)
+			return err == nil && strings.Contains(string(source), "func "+test[1]+"(")
+		}) {
+			vain = append(vain, fmt.Errorf("%s: %s: no such test", p.path, command))
+		}
+	}
+	return vain
+}
+
+// Planted errors: dead links, and proofs, names and commands of what is not there.
 func TestDeadLinksAreNoticed(t *testing.T) {
 	p := page{"docs/page.md", "# A heading, `quoted`\n" +
 		"[ok](#a-heading-quoted) [ok](01-echo.md) [ok](../steps/01-echo) [ok](https://example.com/x)\n" +
-		"[dead](#nowhere) [dead](nowhere.md) [dead](01-echo.md#nowhere)\n" +
+		"[dead](#nowhere) [dead](nowhere.md) [dead](01-echo.md#nowhere) [dead](../steps/01-echo/echo.go#L1)\n" +
 		"```go\nx[i](y)\n```\n" +
 		"[`TestUsage`](../steps/01-echo/echo_test.go) [`TestNothing`](../steps/01-echo/echo_test.go)\n"}
-	if dead := deadLinks(p); len(dead) != 3 {
-		t.Errorf("got %v, want three", dead)
+	if dead := deadLinks(p); len(dead) != 4 {
+		t.Errorf("got %v, want four", dead)
 	}
 	if missing := missingProofs(p); len(missing) != 1 {
 		t.Errorf("got %v, want one", missing)
+	}
+	p.text = "`reason` and `serve`\nin [`main.go`](../steps/01-echo/main.go), `echo`, `encore` in\n[`echo.go`](../steps/01-echo/echo.go)"
+	if missing := missingNames(p); len(missing) != 1 {
+		t.Errorf("got %v, want one", missing)
+	}
+	p.text = "```sh\ngo run ./steps/01-echo -addr :0\ngo run ./steps/00-nothing # dead\n```\n" +
+		"`go test -run '^TestUsage$' ./steps/01-echo` `go test -v -run TestNothing ./steps/01-echo`\n"
+	if vain := vainCommands(p); len(vain) != 2 {
+		t.Errorf("got %v, want two", vain)
 	}
 }

@@ -35,6 +35,7 @@ func TestTranscripts(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", bin, "./steps/...").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
+	defer syscall.Umask(syscall.Umask(0o022)) // it shows in the modes of files
 	check(t, "console", func(t *testing.T, b block) (string, error) {
 		truth, err := newStage(t, bin).play(b.text)
 		if tool := new(missingTool); errors.As(err, tool) && os.Getenv("DOCS_TOOLS") == "" {
@@ -177,6 +178,7 @@ func (s *stage) start(command string) (*terminal, error) {
 	}
 	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd)( -v)?$`).MatchString(command)
 	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
+	command = strings.ReplaceAll(command, pageRun, s.run)
 	if goRun.MatchString(command) {
 		// exec, so that the shell is not there to comment on how the step ended.
 		command = "exec " + goRun.ReplaceAllString(command, filepath.Join(s.bin, "$1"))
@@ -210,6 +212,9 @@ func (s *stage) start(command string) (*terminal, error) {
 	return term, nil
 }
 
+// pageRun is how the pages call XDG_RUNTIME_DIR.
+const pageRun = "/run/user/1000"
+
 // missingTool is a command that this machine does not have.
 type missingTool struct{ error }
 
@@ -217,7 +222,7 @@ type missingTool struct{ error }
 type terminal struct {
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
-	hide    string // the folder that the page calls /run/user/1000
+	hide    string // the folder that the page calls pageRun
 	columns bool   // it prints columns, as wide as the numbers of this run
 	elided  bool   // the page does not show all that follows
 	reading sync.WaitGroup
@@ -238,7 +243,7 @@ func (t *terminal) Write(b []byte) (int, error) {
 func (t *terminal) unshown() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	text := strings.ReplaceAll(t.text.String(), t.hide, "/run/user/1000")
+	text := strings.ReplaceAll(t.text.String(), t.hide, pageRun)
 	lines := strings.Split(text, "\n")
 	return t.narrow(lines[t.shown : len(lines)-1]) // behind the last newline is no line yet
 }
@@ -348,7 +353,7 @@ var kinds = []struct {
 }{
 	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client|look)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
 	{"port", "8080", regexp.MustCompile(`127\.0\.0\.1[: ](\d+)|htons\((\d+)\)`)},
-	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)`)},
+	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)| ([1-9]\d*) \* (?:0|([1-9]\d*)) users`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
 	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\b(?:bind|listen|accept4|epoll_ctl)\((\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
 	{"byte", "", regexp.MustCompile(`([0-9a-f]{2}) 00 00 00 {2,}descriptor`)},
@@ -477,6 +482,8 @@ func TestRenaming(t *testing.T) {
 		{"echo 2 you 1u IPv4 5 0t0", "echo 888 root 9u IPv4 4 0t0", true},
 		{"echo 2 you 1u IPv4 5 0t0", "echo 888 root 9u IPv4 5 0t0", false},
 		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=9))`, true},
+		{`u_seq /x 5 * 6 users:(("u",pid=2,fd=1))`, `u_seq /x 4 * 3 users:(("u",pid=888,fd=9))`, true},
+		{`u_seq /x 6 * 0 users:(("u",pid=2,fd=1))`, `u_seq /x 4 * 0 users:(("u",pid=888,fd=9))`, false},
 		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=8))`, false},
 	} {
 		if got := r.same(c.page, c.run); got != c.same {

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"os"
 	"os/exec"
@@ -37,6 +38,26 @@ func TestNumberIsLookedUpWhenSent(t *testing.T) {
 	}
 	if err := closeFDs(fds); err != nil {
 		t.Error(err)
+	}
+}
+
+// After shutdown(2) nothing gets into a queue any more, and what was in it can still be read: so
+// whoever reads its queue to the end then knows all that the other side will ever have said.
+func TestShutdownKeepsWhatIsQueued(t *testing.T) {
+	sameAmount(t)
+	b := testBench(t)
+	if err := errors.Join(sendFDs(t.Context(), b.from, []byte("in time")), b.to.Shutdown(unix.SHUT_RDWR)); err != nil {
+		t.Fatal(err)
+	}
+	if err := sendFDs(t.Context(), b.from, []byte("too late")); !is(err, unix.EPIPE) {
+		t.Errorf("sent after the shutdown: %v, want EPIPE", err)
+	}
+	record := make([]byte, 16)
+	if n, _, err := receiveFDs(t.Context(), b.to, record, 0, 0); string(record[:n]) != "in time" || err != nil {
+		t.Errorf("received %q, %v", record[:n], err)
+	}
+	if n, _, err := receiveFDs(t.Context(), b.to, record, 0, 0); !errors.Is(err, io.EOF) {
+		t.Errorf("received %q, %v, want the end", record[:n], err)
 	}
 }
 

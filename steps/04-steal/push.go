@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/mdlayher/socket"
 )
@@ -20,6 +21,12 @@ const offerFDs = 1
 // sendOffer sends an offer with a duplicate of conn's descriptor.
 func sendOffer(ctx context.Context, control *socket.Conn, m message, conn syscall.Conn) error {
 	return borrow(conn, func(fd int) error { return sendMessage(ctx, control, m, fd) })
+}
+
+// answerTime bounds the wait for the answer to an offer. A process that is told to end need not
+// wait: what it has offered is in the queue, and the new process can take it without it.
+func answerTime(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, timeout)
 }
 
 // fetchFD returns the descriptor of an offer, which becomes the caller's: the one that came along.

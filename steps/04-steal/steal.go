@@ -101,12 +101,13 @@ func (g *giver) give(p parcel) error {
 func (g *giver) stop() { close(g.gone) }
 
 // run gives one connection after the other, until the new process is gone, breaks the protocol
-// or falls silent, which its error says; or until ctx ends, and then it is nil. Then the caller
-// calls stop, closes the control connection, and ends with ctx as well.
+// or falls silent, which its error says; or until ctx ends, and no offer is open that must be
+// answered all the same (answerTime). Then it is nil, and the caller calls stop, closes the control
+// connection, and ends with ctx as well.
 func (g *giver) run(ctx context.Context) error {
 	answers := make(chan message)
 	go g.listen(answers)
-	for {
+	for ctx.Err() == nil {
 		select {
 		case o := <-g.offers:
 			o.result <- g.exchange(ctx, o, answers)
@@ -121,9 +122,9 @@ func (g *giver) run(ctx context.Context) error {
 			g.withdraw(ctx, 0, err, answers) // no offer is open
 			return err
 		case <-ctx.Done():
-			return nil
 		}
 	}
+	return nil
 }
 
 // listen passes on what the new process says until end-of-file, and then closes answers.
@@ -145,14 +146,14 @@ func (g *giver) listen(answers chan<- message) {
 	}
 }
 
-// exchange makes one offer and returns nil once the new process has taken it. If ctx ends
-// meanwhile, it returns nil too: this process will never touch the connection again, and when
-// its end of the control connection closes, the new process takes an orphan, if it has the
-// descriptor by then.
+// exchange makes one offer and returns nil once the new process has taken it. If ctx ends before
+// there is an answer, and there is no more time to wait for one, it returns nil too: this process
+// will never touch the connection again, and when its end of the control connection closes, the
+// new process takes an orphan, if it has the descriptor by then.
 func (g *giver) exchange(ctx context.Context, o offer, answers <-chan message) error {
 	g.lastID++
 	id := g.lastID
-	inTime, cancel := context.WithTimeout(ctx, g.timeout)
+	inTime, cancel := answerTime(ctx, g.timeout)
 	defer cancel()
 	if err := o.send(inTime, g.control, id); err != nil {
 		return fmt.Errorf("offer to %v: %w", g.to, err) // nothing was sent, so nothing is open

@@ -54,6 +54,30 @@ var confinements = map[string]func() error{
 	// What execve(2) gives to root, it takes from the bounding set (capabilities(7)).
 	"without CAP_SYS_PTRACE": func() error { return unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_PTRACE, 0, 0, 0) },
 	"filtered":               filter,
+	"landlocked":             landlock,
+	"with its own /proc, without CAP_SYS_PTRACE": func() error {
+		return errorOf(
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), // or everybody would get it
+			unix.Mount("proc", "/proc", "proc", 0, ""),
+			unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_PTRACE, 0, 0, 0))
+	},
+}
+
+// landlock forbids what no test does. Whoever is in such a domain may not trace what is outside,
+// whatever it forbids (landlock(7)).
+func landlock() error {
+	rules := unix.LandlockRulesetAttr{Handled_access_fs: unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK}
+	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&rules)), 8, 0) // older kernels know the first field only
+	if errno != 0 {
+		return os.NewSyscallError("landlock_create_ruleset", errno)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
+		return os.NewSyscallError("landlock_restrict_self", errno)
+	}
+	return unix.Close(int(fd))
 }
 
 // filter has a system call fail with an errno; if option is not negative, only when its third
@@ -121,17 +145,69 @@ func failing(number, onlyOption int, with unix.Errno) func(*exec.Cmd) {
 	return inRole("confined", confine+"=filtered", fmt.Sprintf("%s=%d", nr, number), fmt.Sprintf("%s=%d", option, onlyOption), fmt.Sprintf("%s=%d", errno, with))
 }
 
-// inUserNamespace is root in a namespace of its own, and nobody outside (user_namespaces(7)).
-func inUserNamespace(t testing.TB) func(*exec.Cmd) {
+// landlocked is in a Landlock domain.
+func landlocked(t testing.TB) func(*exec.Cmd) {
 	t.Helper()
-	id := []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION); errno != 0 {
+		t.Skipf("landlock_create_ruleset: %v", errno)
+	}
+	return inRole("confined", confine+"=landlocked")
+}
+
+// ofOneUser is root in a user namespace of its own that has no other user, and nobody outside
+// (user_namespaces(7)).
+func ofOneUser(t testing.TB) func(*exec.Cmd) {
+	t.Helper()
+	return inUserNamespace(t, syscall.SysProcIDMap{ContainerID: 0, HostID: os.Geteuid(), Size: 1})
+}
+
+// ofAllUsers is the same, with all the users that there are here.
+func ofAllUsers(t testing.TB) func(*exec.Cmd) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var users syscall.SysProcIDMap
+	outside := 0 // of here; over there they have the same numbers as here
+	if _, err := fmt.Sscan(string(text), &users.ContainerID, &outside, &users.Size); err != nil {
+		t.Skipf("a user namespace with the users %q: %v", text, err) // more than an int holds, on 32 bits
+	}
+	users.HostID = users.ContainerID
+	return inUserNamespace(t, users)
+}
+
+func inUserNamespace(t testing.TB, users syscall.SysProcIDMap) func(*exec.Cmd) {
+	t.Helper()
+	id := []syscall.SysProcIDMap{users}
 	attr := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: id, GidMappings: id}
+	probe(t, "a user namespace", attr)
+	return func(cmd *exec.Cmd) { cmd.SysProcAttr = attr }
+}
+
+// inPidNamespace is the first process in a pid namespace of its own, with mounts of its own, and
+// with the /proc of before, which shows both.
+func inPidNamespace(t testing.TB, adjust func(*exec.Cmd)) func(*exec.Cmd) {
+	t.Helper()
+	const flags = unix.CLONE_NEWPID | unix.CLONE_NEWNS
+	probe(t, "a pid namespace", &syscall.SysProcAttr{Cloneflags: flags})
+	return func(cmd *exec.Cmd) {
+		adjust(cmd)
+		if cmd.SysProcAttr == nil {
+			cmd.SysProcAttr = &syscall.SysProcAttr{}
+		}
+		cmd.SysProcAttr.Cloneflags |= flags
+	}
+}
+
+// probe skips a test that needs a process which cannot be made here.
+func probe(t testing.TB, what string, attr *syscall.SysProcAttr) {
+	t.Helper()
 	probe := exec.Command("/proc/self/exe", "-test.run=^$")
 	probe.SysProcAttr = attr
 	if err := probe.Run(); err != nil {
-		t.Skipf("a user namespace: %v", err)
+		t.Skipf("%s: %v", what, err)
 	}
-	return func(cmd *exec.Cmd) { cmd.SysProcAttr = attr }
 }
 
 func needsRoot(t testing.TB) {

@@ -45,123 +45,127 @@ func (t target) explain(err error) error {
 // asks (ptrace(2), "Ptrace access mode checking", with PTRACE_MODE_ATTACH_REALCREDS).
 func (t target) denied() string {
 	// pidfd_open asks for no permission, and without a pidfd neither does pidfd_getfd: it says
-	// EBADF. So EPERM here comes from before the call.
+	// EBADF. So EPERM here comes from before the call. (A filter over there does not matter:
+	// it is for what the target calls.)
 	if _, err := unix.PidfdGetfd(-1, 0, 0); t.pidfd < 0 || errors.Is(err, unix.EPERM) {
-		return "a seccomp filter forbids this process the call, whatever the target: in a container, add the capability SYS_PTRACE (docker run --cap-add SYS_PTRACE), or choose a seccomp profile that allows pidfd_open and pidfd_getfd"
+		return "a seccomp filter forbids this process the call, whatever the target: in a container, " + addCapability + ", or choose a seccomp profile that allows pidfd_open and pidfd_getfd"
 	}
-	own, ownErr := statusOf(os.Getpid())
-	theirs, err := statusOf(t.pid)
-	if err := errors.Join(err, ownErr, t.alive()); err != nil {
+	own, ownErr := subjectOf("self") // not our pid: /proc may be another pid namespace's
+	theirs, err := t.subject()
+	if err := errors.Join(err, ownErr); err != nil {
 		return fmt.Sprintf("and why cannot be found out: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
+	return blame(own, theirs, yama())
+}
+
+const addCapability = "add the capability SYS_PTRACE (docker run --cap-add SYS_PTRACE)"
+
+// subject is what /proc shows of a process that the kernel would look at (proc_pid_status(5)).
+type subject struct {
+	uids, gids           [4]int // real, effective, saved, and for files
+	permitted, effective uint64 // capabilities
+	owner                int    // of its files in /proc: another than itself, if it is not dumpable
+	users                string // that its user namespace has (uid_map)
+	namespace            string // its user namespace, if it is readable
+	readable             bool   // for this process, by the same rules (PTRACE_MODE_READ), but for Yama's
+}
+
+// blame says why own may not trace theirs.
+func blame(own, theirs subject, yama int) string {
+	// Capabilities count in their own user namespace and in those below. So if another one is
+	// readable, it is below.
+	below := theirs.readable && theirs.namespace != own.namespace
+	above := !theirs.readable && theirs.users != own.users
+	capable := below || !above && own.effective&(1<<unix.CAP_SYS_PTRACE) != 0
 
 	var reasons []string
-	otherNamespace := t.inAnotherUserNamespace()
-	capable := !otherNamespace && own.effective&(1<<unix.CAP_SYS_PTRACE) != 0
-	if !capable {
-		reasons = t.unprivileged(own, theirs, otherNamespace)
+	add := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
+	switch {
+	case above:
+		add("it is in another user namespace, in which this process has no CAP_SYS_PTRACE: run both in the same one")
+	case !capable && !own.sameUserAs(theirs):
+		add("it runs as %v, and this process as uid %d, gid %d without CAP_SYS_PTRACE: run both as the same user, or %s", theirs, own.uids[0], own.gids[0], addCapability)
+	case !capable && theirs.permitted&^own.permitted != 0:
+		add("it has capabilities that this process does not have (CapPrm %#x, here %#x): start both with the same ones, or %s", theirs.permitted, own.permitted, addCapability)
+	case !capable && theirs.owner != theirs.uids[1]:
+		add("it is %s", notDumpable)
+	case !theirs.readable:
+		add("%s", theirs.hidden(capable))
 	}
-	switch mode := yama(); {
-	case mode == 3:
-		reasons = append(reasons, "Yama's ptrace_scope is 3: nobody may, until the next boot")
+	switch {
+	case yama == 3:
+		add("Yama's ptrace_scope is 3: nobody may, until the next boot")
 	case capable || len(reasons) > 0:
-	case mode == 2:
-		reasons = append(reasons, "Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed")
-	case mode == 1:
-		reasons = append(reasons, "Yama's ptrace_scope is 1, and this process is neither its ancestor nor the one it named with PR_SET_PTRACER")
+	case yama == 2:
+		add("Yama's ptrace_scope is 2: CAP_SYS_PTRACE is needed")
+	case yama == 1:
+		add("Yama's ptrace_scope is 1, and this process is neither its ancestor nor the one it named with PR_SET_PTRACER")
 	}
 	if len(reasons) == 0 {
-		return "a security module such as SELinux, AppArmor or Landlock forbids it, or it is in another user namespace with the same users"
+		return securityModule
 	}
 	return strings.Join(reasons, "; and ")
 }
 
-// unprivileged is why the target is out of reach for a process without CAP_SYS_PTRACE in the
-// target's user namespace: one reason, or none.
-func (t target) unprivileged(own, theirs status, otherNamespace bool) []string {
-	switch {
-	case otherNamespace:
-		return []string{"it is in another user namespace, in which this process has no CAP_SYS_PTRACE: run both in the same one"}
-	case !own.sameUserAs(theirs):
-		return []string{fmt.Sprintf("it runs as %v, and this process as uid %d, gid %d without CAP_SYS_PTRACE: run both as the same user", theirs, own.uids[0], own.gids[0])}
-	case theirs.permitted&^own.permitted != 0:
-		return []string{fmt.Sprintf("it has capabilities that this process does not have (CapPrm %#x, here %#x): start both with the same ones", theirs.permitted, own.permitted)}
-	case t.undumpable(theirs):
-		return []string{"it is not dumpable (PR_SET_DUMPABLE, or it has changed its user): let it call prctl(PR_SET_DUMPABLE, 1)"}
+const (
+	notDumpable    = "not dumpable (PR_SET_DUMPABLE, or it has changed its user): let it call prctl(PR_SET_DUMPABLE, 1)"
+	securityModule = "a security module such as SELinux, AppArmor or Landlock forbids it"
+)
+
+// hidden is what there may be against a process when nothing that can be seen is.
+func (s subject) hidden(toCapable bool) string {
+	maybe := ""
+	if s.uids[1] == 0 && !toCapable { // of root's processes the owner says nothing
+		maybe = "it is " + notDumpable + "; or "
 	}
-	return nil
+	return maybe + "it is in another user namespace that has the same users, which only /proc/PID/ns/user would tell, and that cannot be read: run both in the same one; or " + securityModule
 }
 
-// alive says whether what /proc/PID has said was about the target: while it lives, or nobody has
-// waited for it, nobody else gets its pid.
-func (t target) alive() error {
-	err := unix.PidfdSendSignal(t.pidfd, 0, nil, 0)
-	if errors.Is(err, unix.EPERM) {
-		return nil // it could not be signalled, but it is there
-	}
-	return os.NewSyscallError("pidfd_send_signal", err)
-}
-
-// inAnotherUserNamespace compares the mappings of users. Two namespaces can have the same one, but
-// the links that would tell (/proc/PID/ns/user) are for those who are not denied anything.
-func (t target) inAnotherUserNamespace() bool {
-	own, ownErr := readText("/proc/self/uid_map")
-	theirs, err := readText(fmt.Sprintf("/proc/%d/uid_map", t.pid))
-	return err == nil && ownErr == nil && own != theirs
-}
-
-func readText(path string) (string, error) {
-	text, err := os.ReadFile(path)
-	return string(text), err
-}
-
-// undumpable reports whether the target's files in /proc are not its own, but root's, which is
-// how proc_pid(5) shows it; or, as that says nothing about root's processes, whether the kernel
-// does not even let us look.
-func (t target) undumpable(theirs status) bool {
-	var stat unix.Stat_t
-	folder := fmt.Sprintf("/proc/%d", t.pid)
-	if err := unix.Stat(folder+"/status", &stat); err == nil && int(stat.Uid) != theirs.uids[1] {
-		return true
-	}
-	_, err := os.Readlink(folder + "/exe")
-	return errors.Is(err, os.ErrPermission)
-}
-
-// yama returns the mode of the security module of that name, or 0 where there is none.
-func yama() int {
-	text, err := readText("/proc/sys/kernel/yama/ptrace_scope")
+// subject looks at the target in /proc. What stands there under its pid was about the target if
+// it is still there afterwards: a pid is not given to another before its process is gone.
+func (t target) subject() (subject, error) {
+	pid, err := t.procPID()
 	if err != nil {
-		return 0
+		return subject{}, err
 	}
-	mode, _ := strconv.Atoi(strings.TrimSpace(text)) // a number, says the kernel's documentation
-	return mode
+	if pid == 0 {
+		return subject{}, errors.New("it is in a pid namespace that /proc does not show: ask from where both are seen")
+	}
+	s, err := subjectOf(strconv.Itoa(pid))
+	_, gone := t.procPID()
+	return s, errors.Join(err, gone)
 }
 
-// status is what /proc/PID/status says of a process's credentials (proc_pid_status(5)).
-type status struct {
-	uids, gids           [4]int // real, effective, saved, and for files
-	permitted, effective uint64 // capabilities
-}
-
-// sameUserAs reports whether the real user and group of s are other's: real, effective and saved.
-func (s status) sameUserAs(other status) bool {
-	for _, i := range []int{0, 1, 2} {
-		if other.uids[i] != s.uids[0] || other.gids[i] != s.gids[0] {
-			return false
+// procPID is the target's pid in /proc, which may be that of another pid namespace than ours, or 0
+// if it is not in there. Its error is ESRCH if the target is gone, and somebody has waited for it.
+func (t target) procPID() (pid int, err error) {
+	text, err := readText(fmt.Sprintf("/proc/self/fdinfo/%d", t.pidfd))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(text) {
+		if _, err := fmt.Sscanf(line, "Pid: %d", &pid); err != nil {
+			continue
 		}
+		if pid == -1 {
+			return 0, unix.ESRCH
+		}
+		return pid, nil
 	}
-	return true
+	return 0, fmt.Errorf("descriptor %d is no pidfd", t.pidfd)
 }
 
-func (s status) String() string {
-	return fmt.Sprintf("uid %d, gid %d (real, effective and saved: %v, %v)", s.uids[0], s.gids[0], s.uids[:3], s.gids[:3])
-}
-
-func statusOf(pid int) (s status, err error) {
-	text, err := readText(fmt.Sprintf("/proc/%d/status", pid))
+// subjectOf looks at the process of that name in /proc.
+func subjectOf(name string) (s subject, err error) {
+	folder := "/proc/" + name
+	var stat unix.Stat_t
+	if err := unix.Stat(folder+"/status", &stat); err != nil {
+		return subject{}, &os.PathError{Op: "stat", Path: folder + "/status", Err: err}
+	}
+	s.owner = int(stat.Uid)
+	text, err := readText(folder + "/status")
 	if err != nil {
-		return status{}, err
+		return subject{}, err
 	}
 	for line := range strings.Lines(text) {
 		key, value, _ := strings.Cut(line, ":")
@@ -176,8 +180,44 @@ func statusOf(pid int) (s status, err error) {
 			_, err = fmt.Sscanf(value, "%x", &s.effective)
 		}
 		if err != nil {
-			return status{}, fmt.Errorf("/proc/%d/status: %s: %w", pid, key, err)
+			return subject{}, fmt.Errorf("%s/status: %s: %w", folder, key, err)
 		}
 	}
-	return s, nil
+	// A kernel without user namespaces has neither of these.
+	s.namespace, err = os.Readlink(folder + "/ns/user")
+	s.readable = !errors.Is(err, os.ErrPermission)
+	s.users, err = readText(folder + "/uid_map")
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return s, err
+}
+
+func readText(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	return string(text), err
+}
+
+// yama returns the mode of the security module of that name, or 0 where there is none.
+func yama() int {
+	text, err := readText("/proc/sys/kernel/yama/ptrace_scope")
+	if err != nil {
+		return 0
+	}
+	mode, _ := strconv.Atoi(strings.TrimSpace(text)) // a number, says the kernel's documentation
+	return mode
+}
+
+// sameUserAs reports whether the real user and group of s are other's: real, effective and saved.
+func (s subject) sameUserAs(other subject) bool {
+	for _, i := range []int{0, 1, 2} {
+		if other.uids[i] != s.uids[0] || other.gids[i] != s.gids[0] {
+			return false
+		}
+	}
+	return true
+}
+
+func (s subject) String() string {
+	return fmt.Sprintf("uid %d, gid %d (real, effective and saved: %v, %v)", s.uids[0], s.gids[0], s.uids[:3], s.gids[:3])
 }

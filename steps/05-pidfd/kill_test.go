@@ -3,13 +3,16 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -248,46 +251,101 @@ func (s *scene) expectSuccession() {
 	s.kept.echoed("with the next")
 }
 
-// An old process that is told to end while an offer is open leaves the connection to the new
-// one, and does not wait for it.
+// An old process that is told to end while an offer is open does not take the connection with it.
+// If the descriptor is in flight, it need not wait for the new one; otherwise it has to.
 func TestSignalWhileAnOfferIsOpen(t *testing.T) {
-	path := meetingPlace(t)
-	old := start(t, "-v", "-addr", "127.0.0.1:0", "-control", path, "-timeout", (10 * patience).String())
-	c := dial(t, old.addr())
-	new := startNew(t, path)
-	s := &scene{t: t, old: old, new: new}
-	release := s.prepare("falls silent")
-	c.send("STEAL\nafter\n")
-	old.logged(`sent {"type":"offer"`)
-	old.signal(unix.SIGTERM)
-	if status := old.status(); status != 0 {
-		t.Errorf("exit status %d, want 0", status)
+	s, release := toldToEnd(t, 10*patience)
+	if survivesInFlight {
+		s.endedWell()
 	}
 	release()
-	if !survivesInFlight {
-		c.ended()
-		return
-	}
-	c.expect(stolenLine(old, new))
-	c.expect("after")
+	s.expectAnswer("new")
+	s.endedWell()
 }
 
-// The old process dies when the new one has the descriptor, and has not said taken yet. However
-// the descriptor came, the connection is the new one's.
-func TestOldDiesAfterTheDescriptorCame(t *testing.T) {
+// It waits no longer than for any other answer.
+func TestSignalAndNoAnswer(t *testing.T) {
+	s, release := toldToEnd(t, time.Second)
+	s.endedWell()
+	release()
+	s.expectAnswer(inFlight)
+}
+
+// What the new process does not want, or does not live to take, ends with the old one. Its client
+// is told why, if the old one was still there to hear it.
+func TestSignalAndNoTaker(t *testing.T) {
+	for does, told := range map[string]string{"dies": `went away without taking it`, "refuses": `refused: ".*"`} {
+		t.Run(does, func(t *testing.T) {
+			t.Parallel()
+			s, release := toldToEnd(t, 10*patience)
+			if does == "dies" {
+				s.new.kill()
+			} else {
+				s.prepare("refuses")
+				release()
+			}
+			got, err := io.ReadAll(s.asking.in)
+			if survivesInFlight {
+				told = `^$`
+			} else {
+				told = `^\* not stolen: pid .* ` + told + `\n(after\n)?$`
+			}
+			if !regexp.MustCompile(told).Match(got) || err != nil && !errors.Is(err, unix.ECONNRESET) {
+				t.Errorf("got %q, %v, want %q", got, err, told)
+			}
+			s.endedWell()
+		})
+	}
+}
+
+// toldToEnd sends SIGTERM to an old process with an open offer, and waits for its effect on
+// another client. release lets the new process look at the offer.
+func toldToEnd(t *testing.T, timeout time.Duration) (s *scene, release func()) {
+	t.Helper()
 	path := meetingPlace(t)
-	old := startOld(t, path)
-	c := dial(t, old.addr())
-	new := startWith(t, func(cmd *exec.Cmd) {
-		cmd.Env = append(cmd.Env, stopAt+`=sending {"type":"taken"`)
-	}, "-v", "-c", "-control", path)
-	new.logged(`waiting on `)
-	want := stolenLine(old, new)
-	c.send("STEAL\nafter\n")
-	new.stopped()
-	old.kill()
-	new.signal(unix.SIGCONT)
-	c.expect(want)
-	c.expect("after")
-	c.echoed("and on")
+	s = &scene{t: t, old: start(t, "-v", "-addr", "127.0.0.1:0", "-control", path, "-timeout", timeout.String())}
+	s.asking, s.kept = dial(t, s.old.addr()), dial(t, s.old.addr())
+	s.asking.echoed("hello")
+	s.kept.echoed("hello")
+	s.new = startNew(t, path)
+	release = s.prepare("falls silent")
+	s.asking.send("STEAL\nafter\n")
+	s.old.logged(`sent {"type":"offer"`)
+	s.old.signal(unix.SIGTERM)
+	s.kept.ended()
+	return s, release
+}
+
+// endedWell waits for the end of the old process.
+func (s *scene) endedWell() {
+	s.t.Helper()
+	if status := s.old.status(); status != 0 {
+		s.t.Errorf("old: exit status %d, want 0", status)
+	}
+}
+
+// The old process ends when the new one has the descriptor, and has not said taken yet. However
+// the descriptor came, the connection is the new one's.
+func TestOldEndsAfterTheDescriptorCame(t *testing.T) {
+	for _, signal := range []unix.Signal{unix.SIGKILL, unix.SIGTERM} {
+		t.Run(unix.SignalName(signal), func(t *testing.T) {
+			t.Parallel()
+			path := meetingPlace(t)
+			old := start(t, "-addr", "127.0.0.1:0", "-control", path, "-timeout", "1s")
+			c := dial(t, old.addr())
+			new := startWith(t, func(cmd *exec.Cmd) {
+				cmd.Env = append(cmd.Env, stopAt+`=sending {"type":"taken"`)
+			}, "-v", "-c", "-control", path)
+			new.logged(`waiting on `)
+			want := stolenLine(old, new)
+			c.send("STEAL\nafter\n")
+			new.stopped()
+			old.signal(signal)
+			old.status()
+			new.signal(unix.SIGCONT)
+			c.expect(want)
+			c.expect("after")
+			c.echoed("and on")
+		})
+	}
 }

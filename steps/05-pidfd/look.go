@@ -123,22 +123,22 @@ func describeSocket(fd int) ([]string, error) {
 		ends = "listening on " + end(unix.Getsockname(fd))
 	}
 	return []string{
-		fmt.Sprintf("socket: %s %s, %s", or(domains, domain), or(types, typ), ends),
+		fmt.Sprintf("socket: %s %s, %s", nameOf(domain, "family", domains), nameOf(typ, "type", types), ends),
 		fmt.Sprintf("identity: inode %d, cookie %d", id.inode, id.cookie),
 	}, nil
 }
 
 var (
-	domains = map[int]string{unix.AF_UNIX: "AF_UNIX", unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_NETLINK: "AF_NETLINK"}
+	domains = map[int]string{unix.AF_UNIX: "AF_UNIX", unix.AF_INET: "AF_INET", unix.AF_INET6: "AF_INET6", unix.AF_NETLINK: "AF_NETLINK", unix.AF_PACKET: "AF_PACKET", unix.AF_VSOCK: "AF_VSOCK"}
 	types   = map[int]string{unix.SOCK_STREAM: "SOCK_STREAM", unix.SOCK_DGRAM: "SOCK_DGRAM", unix.SOCK_SEQPACKET: "SOCK_SEQPACKET", unix.SOCK_RAW: "SOCK_RAW"}
 )
 
-// or is the name of a number, or the number where there is none.
-func or(names map[int]string, number int) string {
+// nameOf is the name of a number, or what it is the number of where there is none.
+func nameOf(number int, what string, names map[int]string) string {
 	if name, known := names[number]; known {
 		return name
 	}
-	return fmt.Sprint(number)
+	return fmt.Sprintf("%s %d", what, number)
 }
 
 // end is one end of a socket, in words.
@@ -151,11 +151,18 @@ func end(sa unix.Sockaddr, err error) string {
 		return fmt.Sprintf("%q", sa.Name)
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
 		return address(sa, err)
+	case *unix.SockaddrNetlink: // port 0 is the kernel (netlink(7))
+		return fmt.Sprintf("port %d, groups %#x", sa.Pid, sa.Groups)
+	case *unix.SockaddrVM: // a machine and a port (vsock(7))
+		if sa.CID == unix.VMADDR_CID_ANY {
+			return fmt.Sprintf("any:%d", sa.Port)
+		}
+		return fmt.Sprintf("%d:%d", sa.CID, sa.Port)
 	}
 	switch {
-	case errors.Is(err, unix.ENOTCONN):
+	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.EOPNOTSUPP):
 		return "nobody"
-	case err != nil:
+	case err != nil && !errors.Is(err, unix.EAFNOSUPPORT):
 		return fmt.Sprintf("unknown (%v)", err)
 	}
 	return "an address of its own kind"
@@ -168,7 +175,7 @@ const kcmpFile = 0
 // not only one file (kcmp(2)). It takes a pid, so it is asked whether that still meant the target.
 func (t target) compare(number, fd int) string {
 	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(t.pid), uintptr(os.Getpid()), kcmpFile, uintptr(number), uintptr(fd), 0)
-	err := t.alive()
+	_, err := t.procPID()
 	switch {
 	case errno != 0:
 		return fmt.Sprintf("unknown (kcmp: %v)", errno)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -90,6 +91,41 @@ func TestDescribe(t *testing.T) {
 				t.Errorf("got %q, want %q", line, want.lines[i])
 			}
 		}
+	}
+}
+
+// Ends of sockets that no program here has.
+func TestDescribeOtherEnds(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd) // the test's own
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK}); err != nil {
+		t.Fatal(err)
+	}
+	want := regexp.MustCompile(`^socket: AF_NETLINK SOCK_RAW, port \d+, groups 0x1 -> port 0, groups 0x0$`)
+	if lines, err := describeSocket(fd); err != nil || !want.MatchString(lines[0]) {
+		t.Errorf("got %q, %v, want %q", lines, err, want)
+	}
+	for _, e := range []struct {
+		sa   unix.Sockaddr
+		err  error
+		want string
+	}{
+		{&unix.SockaddrVM{CID: 2, Port: 1024}, nil, "2:1024"},
+		{&unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: 1024}, nil, "any:1024"},
+		{&unix.SockaddrLinklayer{}, nil, "an address of its own kind"},
+		{nil, unix.EAFNOSUPPORT, "an address of its own kind"}, // x/sys does not know it
+		{nil, unix.EOPNOTSUPP, "nobody"},                       // as a packet socket says of its peer
+		{nil, unix.ENOBUFS, "unknown (no buffer space available)"},
+	} {
+		if got := end(e.sa, e.err); got != e.want {
+			t.Errorf("got %q, want %q", got, e.want)
+		}
+	}
+	if got := nameOf(unix.AF_ALG, "family", domains); got != "family 38" {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -14,7 +14,8 @@
 //
 // New since 04: pull.go, in the place of push.go, and pidfd.go, which does it; peer.go, whose
 // process it is; denied.go, why it may not be; ended.go, how the old process ended; look.go, for
-// looking around. old.go and new.go call them in one place each.
+// looking around. old.go lets the new process fetch, and closes nothing that it may still come for;
+// new.go says how the old one ended.
 //
 // Needs Linux 5.6 (for pidfd_getfd) and no privilege, if both processes are the same user's and
 // Yama, where there is one, is in its modes 0 or 1.

@@ -55,8 +55,9 @@ func (o *oldProcess) run(ctx context.Context, addr, path string) error {
 
 // serve echoes one client until it has nothing more to say, it is stolen, or ctx ends.
 func (o *oldProcess) serve(ctx context.Context, c *net.TCPConn) {
-	stop := context.AfterFunc(ctx, func() { closeQuietly(c) })
-	defer stop()
+	endWith := func() (stop func() bool) { return context.AfterFunc(ctx, func() { closeQuietly(c) }) }
+	stop := endWith()
+	defer func() { stop() }()
 	id, err := identify(c)
 	if err != nil {
 		log.Printf("client %v: %v", c.RemoteAddr(), err)
@@ -65,7 +66,11 @@ func (o *oldProcess) serve(ctx context.Context, c *net.TCPConn) {
 	log.Printf("client %v -> %v is %v", c.RemoteAddr(), c.LocalAddr(), id)
 	taken := false
 	err = echo(c, nil, func(line []byte) { show(o.stdout, line) }, func(unread []byte) (bool, error) {
+		// Until the offer is answered, the new process may come for the descriptor: ctx must
+		// not close it. If it has done so already, nothing can be offered, and steal says so.
+		stop()
 		taken, err = o.steal(c, id, unread)
+		stop = endWith()
 		return taken, err
 	})
 	// Closing is all that the old process may do to a stolen connection: close(2) takes away

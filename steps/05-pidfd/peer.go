@@ -15,7 +15,12 @@ import (
 // The process at the other end of a control connection, as a pidfd. To copy: this file with
 // pidfd.go, denied.go, control.go, hello.go, fdpass.go and borrow.go.
 
-// openPeer opens the process at the other end of a control connection, and says how.
+// openPeer opens the process at the other end of a control connection, and says how. That is
+// the process that called listen(2), and it cannot name another one: whatever it offers is a
+// number in its own table. So root may join anybody.
+//
+// (Unless its listener was given to it: then it names numbers in the table of the one that made
+// it. Root should not join where root has made the listener for somebody else.)
 func openPeer(control *socket.Conn) (t target, how string, err error) {
 	cred, err := credentials(control)
 	if err != nil {
@@ -29,7 +34,7 @@ func openPeer(control *socket.Conn) (t target, how string, err error) {
 	})
 	if errors.Is(err, unix.ENOPROTOOPT) {
 		how = "by its pid (pidfd_open): SO_PEERPIDFD needs Linux 6.5"
-		t.pidfd, err = openConnected(t.pid, control)
+		t.pidfd, err = openConnected(t.pid, int(cred.Uid), control)
 	}
 	if err != nil {
 		t.pidfd = -1
@@ -42,23 +47,40 @@ func openPeer(control *socket.Conn) (t target, how string, err error) {
 // connected. It may have ended since, and another may have got its number. That is found out
 // by looking at the connection *afterwards*: the kernel closes a process's sockets before it
 // frees its pid. So if the other end is still open, pid still meant the one that opened it.
-// (If it has passed its end on to another process, the pid may be stale all the same. Then the
-// cookie does not match, and the offer is refused.)
-func openConnected(pid int, control *socket.Conn) (pidfd int, err error) {
+//
+// If it has passed its end on before it ended, the pid may be stale all the same. So the process
+// must be of the user as which the other end was opened: who plays that trick gets us to look into
+// nothing that is not open to them anyway.
+func openConnected(pid, uid int, control *socket.Conn) (pidfd int, err error) {
+	if pid == 0 {
+		return -1, errors.New("it is in a pid namespace that this process does not see, which takes SO_PEERPIDFD (Linux 6.5)")
+	}
 	pidfd, err = unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return -1, os.NewSyscallError("pidfd_open", err)
 	}
-	err = borrow(control, func(fd int) error {
+	if err := errors.Join(target{pidfd, pid}.runsAs(uid), stillOpen(control)); err != nil {
+		return -1, errors.Join(err, closeFDs([]int{pidfd}))
+	}
+	return pidfd, nil
+}
+
+func (t target) runsAs(uid int) error {
+	s, err := t.subject()
+	if err == nil && s.uids[1] != uid {
+		err = fmt.Errorf("it runs as uid %d, and connected as uid %d: another process may have its pid by now", s.uids[1], uid)
+	}
+	return err
+}
+
+// stillOpen is nil if somebody has the other end of control.
+func stillOpen(control *socket.Conn) error {
+	return borrow(control, func(fd int) error {
 		if polled(fd, unix.POLLIN)&unix.POLLHUP != 0 {
 			return errors.New("it has hung up")
 		}
 		return nil
 	})
-	if err != nil {
-		return -1, errors.Join(err, closeFDs([]int{pidfd}))
-	}
-	return pidfd, nil
 }
 
 // letFetch lets p fetch this process's descriptors where Yama would not (ptrace_scope 1, see

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -101,22 +102,80 @@ func TestOldKernelsWay(t *testing.T) {
 }
 
 // A pid whose process has ended may mean another one by now: here it means this test. The closed
-// connection gives it away.
+// connection gives it away, and if that is open in somebody's hands, another user does.
 func TestRecycledPid(t *testing.T) {
 	here, there := controlPair(t)
-	pidfd, err := openConnected(os.Getpid(), here)
+	uid := os.Geteuid()
+	pidfd, err := openConnected(os.Getpid(), uid, here)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errorOf(unix.Close(pidfd), there.Close()); err != nil {
+	if err := unix.Close(pidfd); err != nil {
 		t.Fatal(err)
 	}
-	before := openHere(t)
-	if _, err := openConnected(os.Getpid(), here); err == nil || err.Error() != "it has hung up" {
-		t.Errorf("got %v, want that it has hung up", err)
+	fails := func(pid, uid int, why string) {
+		t.Helper()
+		before := openHere(t)
+		if _, err := openConnected(pid, uid, here); err == nil || err.Error() != why {
+			t.Errorf("got %v, want that %s", err, why)
+		}
+		if after := openHere(t); after != before {
+			t.Errorf("%d descriptors are open, and were %d", after, before)
+		}
 	}
-	if after := openHere(t); after != before {
-		t.Errorf("%d descriptors are open, and were %d", after, before)
+	fails(os.Getpid(), uid+1, fmt.Sprintf("it runs as uid %d, and connected as uid %d: another process may have its pid by now", uid, uid+1))
+	fails(0, uid, "it is in a pid namespace that this process does not see, which takes SO_PEERPIDFD (Linux 6.5)")
+	if err := there.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fails(os.Getpid(), uid, "it has hung up")
+}
+
+// Where Yama is, the old process names the new one of its own user when they have said hello, and
+// nobody when that has hung up. A filter that forbids it makes it say so.
+func TestNamesTheNewProcess(t *testing.T) {
+	path := meetingPlace(t)
+	old := startWith(t, failing(unix.SYS_PRCTL, -1, unix.EPERM), "-addr", "127.0.0.1:0", "-control", path)
+	old.addr()
+	new := startNew(t, path)
+	old.logged(fmt.Sprintf(`prctl PR_SET_PTRACER %d: operation not permitted$`, new.pid()))
+	if cleared := old.err.all(`prctl PR_SET_PTRACER 0`); len(cleared) != 0 {
+		t.Error("it has named nobody already")
+	}
+	new.kill()
+	old.logged(`prctl PR_SET_PTRACER 0: operation not permitted$`)
+}
+
+// Root's process needs no leave.
+func TestDoesNotNameAnotherUsers(t *testing.T) {
+	path := publicPlace(t)
+	old := startWith(t, adjusted(nobodys(t), failing(unix.SYS_PRCTL, -1, unix.EPERM)), "-addr", "127.0.0.1:0", "-control", path)
+	old.addr()
+	startNew(t, path)
+	old.logged(`waits for connections`)
+	if named := old.err.all(`PR_SET_PTRACER`); len(named) != 0 {
+		t.Errorf("got %q", named)
+	}
+}
+
+// A number means nothing when its process is gone, and the new process says so.
+func TestOldDiesBeforeTheDescriptorIsFetched(t *testing.T) {
+	path := meetingPlace(t)
+	old := startOld(t, path)
+	c := dial(t, old.addr())
+	new := startWith(t, func(cmd *exec.Cmd) {
+		cmd.Env = append(cmd.Env, stopAt+`=received .{"type":"offer"`)
+	}, "-v", "-c", "-control", path)
+	new.logged(`waiting on `)
+	c.send("STEAL\n")
+	new.stopped()
+	old.kill()
+	new.signal(unix.SIGCONT)
+	// Before Linux 6.5 there is no pidfd to be had of it any more.
+	new.logged(fmt.Sprintf(`refused offer 1 of pid %d .*: (pidfd_getfd of pid \d+, descriptor \d+: no such process: that process is gone|pidfd of pid .*)$`, old.pid()))
+	c.ended()
+	if status := new.status(); status != 0 {
+		t.Errorf("new: exit status %d, want 0", status)
 	}
 }
 

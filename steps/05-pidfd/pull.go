@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"syscall"
+	"time"
 
 	"github.com/mdlayher/socket"
 )
@@ -14,7 +15,7 @@ import (
 // it dies with the old process: what has not been fetched by then cannot be fetched any more.
 //
 // To copy, instead of push.go: this file with peer.go, pidfd.go and denied.go. The old process
-// calls letFetch.
+// calls letFetch, and nothing in it closes a connection while it is being given.
 
 // offerFDs is how many descriptors come with an offer.
 const offerFDs = 0
@@ -23,6 +24,12 @@ const offerFDs = 0
 // the same number.
 func sendOffer(ctx context.Context, control *socket.Conn, m message, _ syscall.Conn) error {
 	return sendMessage(ctx, control, m)
+}
+
+// answerTime bounds the wait for the answer to an offer. A process that is told to end waits all the
+// same, with the connection open: if it went, the number that it has offered would mean nothing.
+func answerTime(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
 }
 
 // fetchFD returns a duplicate of the descriptor that an offer names, which becomes the caller's.

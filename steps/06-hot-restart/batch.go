@@ -41,13 +41,8 @@ type luggage struct {
 	Totals    totals          `json:"totals"`
 	Halted    time.Duration   `json:"halted,omitempty"` // by uptime: since when the sessions stand still
 	Listeners []listenerState `json:"listeners,omitempty"`
-	Sessions  []sessionState  `json:"sessions,omitempty"`
-}
-
-// sessionState is a connection's socket, by its cookie, and what user space holds of it.
-type sessionState struct {
-	Cookie uint64 `json:"cookie"`
-	state
+	Cookies   []uint64        `json:"cookies,omitempty"` // of the connections' sockets
+	States    map[int]state   `json:"states,omitempty"`  // of those that have one: most are idle
 }
 
 // content is the parcel in an offer.
@@ -71,6 +66,11 @@ func (p parcel) send(ctx context.Context, control *socket.Conn, offer uint64) er
 	return borrowAll(append([]syscall.Conn{p.luggage}, p.sockets...), nil, func(fds []int) error {
 		return sendMessage(ctx, control, m, fds...)
 	})
+}
+
+// answerTime is how long an offer may stay unanswered.
+func answerTime(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, timeout)
 }
 
 // borrowAll is borrow for many.
@@ -128,25 +128,25 @@ func (t *taker) unpack(c content, fds []int) (stolen, error) {
 
 // verify checks that each descriptor is what the luggage says.
 func (s stolen) verify(fds []int) error {
-	if claimed := len(s.Listeners) + len(s.Sessions); claimed != len(fds) {
+	if claimed := len(s.Listeners) + len(s.Cookies); claimed != len(fds) {
 		return fmt.Errorf("the luggage speaks of %d sockets, and %d came", claimed, len(fds))
 	}
 	switch {
-	case s.kind == kindListeners && len(s.Listeners) > 0 && len(s.Sessions) == 0:
+	case s.kind == kindListeners && len(s.Listeners) > 0 && len(s.Cookies) == 0:
 		for i, l := range s.Listeners {
 			if err := verifyListener(fds[i], l, i == 0); err != nil {
 				return fmt.Errorf("listener %d: %w", i, err)
 			}
 		}
 	case s.kind == kindConnections && len(s.Listeners) == 0:
-		for i, c := range s.Sessions {
-			if err := verifySession(fds[i], c.Cookie); err != nil {
+		for i, cookie := range s.Cookies {
+			if err := verifySession(fds[i], cookie); err != nil {
 				return fmt.Errorf("connection %d: %w", i, err)
 			}
 		}
 	case s.kind == kindDone && len(fds) == 0:
 	default:
-		return fmt.Errorf("%q with %d listeners and %d connections", s.kind, len(s.Listeners), len(s.Sessions))
+		return fmt.Errorf("%q with %d listeners and %d connections", s.kind, len(s.Listeners), len(s.Cookies))
 	}
 	return nil
 }

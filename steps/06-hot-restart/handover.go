@@ -9,6 +9,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -88,6 +89,8 @@ func (s *server) vacate(to *giver) {
 
 // handOver gives everything to the new process, or takes back what it has not taken.
 func (s *server) handOver(to *giver) (moved int, err error) {
+	// This process is about to end, and has thousands of stacks: no time to look for garbage in them.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	supervisor("RELOADING=1", monotonic())
 	answers := make(chan message)
 	go to.listen(answers)
@@ -139,6 +142,9 @@ func (s *server) giveAll(to *giver, answers <-chan message) (moved int, err erro
 			b.err = give(b.parcel)
 		}
 		if b.err != nil {
+			for _, c := range b.sessions {
+				c.lent = true
+			}
 			releaseAll(b.sessions, goOn)
 			return moved, b.err
 		}
@@ -222,12 +228,15 @@ func (s *server) packListeners() (parcel, error) {
 
 // packSessions packs sessions that stand still.
 func (s *server) packSessions(list []*session, halted time.Duration) (parcel, error) {
-	var states []sessionState
+	l := luggage{Totals: s.counted.now(), Halted: halted, States: map[int]state{}}
 	var sockets []syscall.Conn
-	for _, c := range list {
-		states, sockets = append(states, sessionState{c.cookie, c.state}), append(sockets, c)
+	for i, c := range list {
+		sockets, l.Cookies = append(sockets, c), append(l.Cookies, c.cookie)
+		if !c.empty() {
+			l.States[i] = c.state
+		}
 	}
-	return pack(kindConnections, sockets, luggage{Totals: s.counted.now(), Halted: halted, Sessions: states})
+	return pack(kindConnections, sockets, l)
 }
 
 // awaitHangup waits until the new process has told the supervisor who serves now: before that,

@@ -181,14 +181,14 @@ func TestLyingNewProcess(t *testing.T) {
 				has := takeUntil(t, liar, id)
 				lie.tell(t, liar, id)
 				told := strings.NewReplacer("ID", fmt.Sprint(id), "NEXT", fmt.Sprint(id+1)).Replace(lie.told)
-				old.logged(fmt.Sprintf(`not taken over: pid %d .* %s; connections moved: %d, still here: %d$`, os.Getpid(), regexp.QuoteMeta(told), len(has.Sessions), 1-len(has.Sessions)))
+				old.logged(fmt.Sprintf(`not taken over: pid %d .* %s; connections moved: %d, still here: %d$`, os.Getpid(), regexp.QuoteMeta(told), len(has.Cookies), 1-len(has.Cookies)))
 				if name != "closes" {
 					if m, _ := receive(t, liar, 0); m.Type != "withdraw" {
 						t.Errorf("got %+v, want to be told that it is over", m)
 					}
 				}
-				for i, c := range has.Sessions { // what it has taken, the liar has
-					expectSole(t, has.sockets[i], clients[0], c.In)
+				for i := range has.Cookies { // what it has taken, the liar has
+					expectSole(t, has.sockets[i], clients[0], has.States[i].In)
 					clients, before = nil, before-1
 				}
 				if served := clients.goOn(t); len(served) != len(clients) {
@@ -412,7 +412,7 @@ func TestLyingOldProcess(t *testing.T) {
 	}
 	connected := func(fds ...int) (l luggage) {
 		for _, fd := range fds {
-			l.Sessions = append(l.Sessions, sessionState{Cookie: cookieOf(t, fd)})
+			l.Cookies = append(l.Cookies, cookieOf(t, fd))
 		}
 		return l
 	}
@@ -420,7 +420,7 @@ func TestLyingOldProcess(t *testing.T) {
 	offered := func(what, kind string, l luggage, reason string, fds ...int) lie {
 		return lie{what, content{kind, len(fds)}, append([]int{packed(t, l)}, fds...), reason}
 	}
-	strange := luggage{Sessions: []sessionState{{Cookie: 1}}}
+	strange := luggage{Cookies: []uint64{1}}
 	full := make([]int, maxSockets)
 	for i := range full {
 		full[i] = conn
@@ -435,9 +435,9 @@ func TestLyingOldProcess(t *testing.T) {
 		{"unsealed", content{kindConnections, 1}, []int{sealed(t, `{}`, 0), conn}, `luggage: its sender could still change it: its seals are 0x`},
 		{"not sealed for good", content{kindConnections, 1}, []int{sealed(t, `{}`, seals&^unix.F_SEAL_SEAL), conn}, `luggage: its sender could still change it: its seals are 0x`},
 		{"nothing in it", content{kindConnections, 1}, []int{sealed(t, ``, seals), conn}, `luggage: unexpected end of JSON input`},
-		{"cut short", content{kindConnections, 1}, []int{sealed(t, `{"sessions":[{"coo`, seals), conn}, `luggage: unexpected end of JSON input`},
+		{"cut short", content{kindConnections, 1}, []int{sealed(t, `{"cookies":[1`, seals), conn}, `luggage: unexpected end of JSON input`},
 		{"not an object", content{kindConnections, 1}, []int{sealed(t, `[1]`, seals), conn}, `luggage: json: cannot unmarshal array into Go value`},
-		{"a cookie that is no number", content{kindConnections, 1}, []int{sealed(t, `{"sessions":[{"cookie":-1}]}`, seals), conn}, `luggage: json: cannot unmarshal number -1`},
+		{"a cookie that is no number", content{kindConnections, 1}, []int{sealed(t, `{"cookies":[1kie":-1}]}`, seals), conn}, `luggage: json: cannot unmarshal number -1`},
 		{"too large", content{kindConnections, 1}, []int{sealed(t, strings.Repeat(" ", maxSealed+1), seals), conn}, `luggage: 16777217 bytes are more than 16777216`},
 		offered("more than came", kindConnections, connected(conn, conn), `the luggage speaks of 2 sockets, and 1 came`, conn),
 		offered("fewer than came", kindConnections, connected(conn), `the luggage speaks of 1 sockets, and 2 came`, conn, conn),
@@ -448,8 +448,8 @@ func TestLyingOldProcess(t *testing.T) {
 		offered("a file", kindConnections, connected(conn), `connection 0: getsockopt SO_PROTOCOL: socket operation on non-socket`, numberOf(t, null)),
 		offered("a UDP socket", kindConnections, connected(udp), `connection 0: not a TCP connection: SO_PROTOCOL is 17`, udp),
 		offered("a unix socket", kindConnections, connected(datagrams), `connection 0: not a TCP connection: SO_PROTOCOL is 0`, datagrams),
-		offered("listeners among connections", kindConnections, luggage{Listeners: listed(listener).Listeners, Sessions: connected(conn).Sessions}, `"connections" with 1 listeners and 1 connections`, listener, conn),
-		offered("connections among listeners", kindListeners, luggage{Listeners: listed(control).Listeners, Sessions: connected(conn).Sessions}, `"listeners" with 1 listeners and 1 connections`, control, conn),
+		offered("listeners among connections", kindConnections, luggage{Listeners: listed(listener).Listeners, Cookies: connected(conn).Cookies}, `"connections" with 1 listeners and 1 connections`, listener, conn),
+		offered("connections among listeners", kindListeners, luggage{Listeners: listed(control).Listeners, Cookies: connected(conn).Cookies}, `"listeners" with 1 listeners and 1 connections`, control, conn),
 		offered("done, and one more", kindDone, connected(conn), `"done" with 0 listeners and 1 connections`, conn),
 		offered("a kind that does not exist", "everything", connected(conn), `"everything" with 0 listeners and 1 connections`, conn),
 		offered("one that does not listen", kindListeners, listed(control, unbound), `listener 1: it does not listen`, control, unbound),
@@ -504,7 +504,7 @@ func TestLyingOldProcess(t *testing.T) {
 	dial(t, tcp.Addr().String()).finish("") // it has begun to accept
 	tellAll()
 	session := connected(conn)
-	session.Sessions[0].In = []byte("half a ")
+	session.States = map[int]state{0: {In: []byte("half a ")}, 1: {In: []byte("nobody's")}}
 	tell(offered("", kindConnections, session, "", conn))
 	c.send("line\n")
 	c.expect("half a line")

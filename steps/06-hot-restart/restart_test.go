@@ -363,6 +363,42 @@ func TestTermination(t *testing.T) {
 	}
 }
 
+// SIGTERM to the old process in the middle of a takeover: it ends when that has.
+func TestTerminationDuringTakeover(t *testing.T) {
+	for _, goesOn := range []bool{true, false} {
+		t.Run(fmt.Sprintf("goes on %v", goesOn), func(t *testing.T) {
+			t.Parallel()
+			path := meetingPlace(t)
+			timeout := patience
+			if !goesOn {
+				timeout = time.Second
+			}
+			first := startServer(t, path, "-takeover-timeout", timeout.String())
+			c := dial(t, first.addr())
+			c.send("hello\nhalf a ")
+			c.expect("hello")
+			second := startWith(t, func(cmd *exec.Cmd) {
+				quiet(cmd)
+				cmd.Env = append(cmd.Env, stopAt+`=received .*"kind":"connections"`)
+			}, "-v", "-addr", "127.0.0.1:0", "-control", path)
+			second.stopped()
+			first.signal(unix.SIGTERM)
+			if goesOn {
+				second.signal(unix.SIGCONT)
+				c.send("line\n")
+				c.expect("half a line")
+				second.addr()
+			} else {
+				// The client is told that this is the end, although the second has the socket too.
+				if rest, err := io.ReadAll(c.in); err != nil || string(rest) != "half a " {
+					t.Errorf("got %q, %v", rest, err)
+				}
+			}
+			expectEnd(t, first)
+		})
+	}
+}
+
 func TestUsage(t *testing.T) {
 	for _, wrong := range [][]string{{"-takeover-timeout", "0"}, {"-drain", "-1s"}, {"-addr", "nonsense"}, {"-nonsense"}, {"stray"}} {
 		p := start(t, wrong...)

@@ -64,25 +64,27 @@ func (s *server) run(ctx context.Context) error {
 	case err = <-s.failed:
 	case <-ctx.Done():
 	}
-	s.moving.Lock() // a takeover that has begun comes to its end first
-	if s.hasSucceeded() {
-		err = errors.Join(err, s.leave())
+	moved, closeErr := s.stopAccepting()
+	if moved {
 		s.linger(ctx, time.After(s.drain))
-		return err
+	} else {
+		s.sendAway()
+		s.serving.Wait()
 	}
-	supervisor("STOPPING=1")
-	err = errors.Join(err, s.close())
-	s.sendAway()
-	s.serving.Wait()
-	return err
+	return errors.Join(err, closeErr)
 }
 
-func (s *server) hasSucceeded() bool {
+// stopAccepting ends what others can connect to, or leaves it to the next process, if that has
+// taken over. A takeover that has begun comes to its end first, and none begins afterwards.
+func (s *server) stopAccepting() (moved bool, err error) {
+	s.moving.Lock()
+	defer s.moving.Unlock()
 	select {
 	case <-s.succeeded:
-		return true
+		return true, s.leave()
 	default:
-		return false
+		supervisor("STOPPING=1")
+		return false, s.close()
 	}
 }
 

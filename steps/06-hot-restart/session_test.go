@@ -93,11 +93,11 @@ func moveUntilDone(t *testing.T, conn stream) (moves int, left map[string]int) {
 // move makes a session of what another one would send to the next process.
 func move(t *testing.T, s *session) *session {
 	t.Helper()
-	text, err := json.Marshal(sessionState{s.cookie, s.state})
+	text, err := json.Marshal(s.state)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var has sessionState
+	var has state
 	if err := json.Unmarshal(text, &has); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func move(t *testing.T, s *session) *session {
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
-	return newSession(os.NewFile(uintptr(copied), "tcp"), has.Cookie, has.state)
+	return newSession(os.NewFile(uintptr(copied), "tcp"), s.cookie, has)
 }
 
 // manyLines is about so many bytes in lines of 1 byte to 64 KiB, and the last one without its end.

@@ -79,8 +79,8 @@ func (s *server) takeOver(ctx context.Context, control *socket.Conn) error {
 		return err
 	}
 	log.Printf("taking over from %v, generation %d", old, old.generation)
-	// Within a moment the heap grows to what it will be. To collect on the way only costs time.
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	// Within a moment the heap grows to what it will be. Collecting on the way only costs time.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	begin, moved, longest := time.Now(), 0, time.Duration(0)
 	for from := (&taker{old, control}); ; {
 		p, err := s.takeNext(ctx, from)
@@ -104,8 +104,7 @@ func (s *server) takeOver(ctx context.Context, control *socket.Conn) error {
 			}
 		case kindConnections:
 			for i, conn := range p.sockets {
-				has := p.Sessions[i]
-				s.adopt(s.sessions.add(newSession(conn, has.Cookie, has.state)))
+				s.adopt(s.sessions.add(newSession(conn, p.Cookies[i], p.States[i])))
 			}
 			moved += len(p.sockets)
 			longest = max(longest, uptime()-p.Halted)
