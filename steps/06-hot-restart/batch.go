@@ -99,7 +99,7 @@ func (s stolen) Close() error {
 // unpack makes sockets of an offer's descriptors, if they are what they should be. It owns the
 // descriptors: after an error they are closed.
 func (t *taker) unpack(c content, fds []int) (stolen, error) {
-	if len(fds) != c.Sockets+1 {
+	if len(fds) == 0 || len(fds) != c.Sockets+1 {
 		return stolen{}, errors.Join(fmt.Errorf("%w: %d, not %d and the luggage", errMissingFDs, len(fds), c.Sockets), closeFDs(fds))
 	}
 	s := stolen{kind: c.Kind}
@@ -132,9 +132,9 @@ func (s stolen) verify(fds []int) error {
 		return fmt.Errorf("the luggage speaks of %d sockets, and %d came", claimed, len(fds))
 	}
 	switch {
-	case s.kind == kindListeners && len(s.Cookies) == 0:
+	case s.kind == kindListeners && len(s.Listeners) > 0 && len(s.Cookies) == 0:
 		for i, l := range s.Listeners {
-			if err := verifyListener(fds[i], l); err != nil {
+			if err := verifyListener(fds[i], l, i == 0); err != nil {
 				return fmt.Errorf("listener %d: %w", i, err)
 			}
 		}

@@ -161,14 +161,22 @@ func (l *listener) waiting(admit func(*os.File) error) error {
 	}
 }
 
-// verifyListener checks that a descriptor is the listening socket that it should be.
-func verifyListener(fd int, l listenerState) error {
+// verifyListener checks that a descriptor is the listening socket that it should be: the control
+// socket, or one for TCP.
+func verifyListener(fd int, l listenerState, control bool) error {
 	listening, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	if err != nil {
 		return os.NewSyscallError("getsockopt SO_ACCEPTCONN", err)
 	}
 	if listening == 0 {
 		return errors.New("it does not listen")
+	}
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return os.NewSyscallError("getsockopt SO_DOMAIN", err)
+	}
+	if isUnix := domain == unix.AF_UNIX; isUnix != control {
+		return fmt.Errorf("in its place is a socket of another kind: SO_DOMAIN is %d", domain)
 	}
 	return verifyCookie(fd, l.Cookie)
 }

@@ -36,8 +36,8 @@ type server struct {
 
 	greeting sync.Mutex // one process at a time
 	moving   sync.Mutex // held while another process takes over
-	mu       sync.Mutex
-	next     *giver // to the process that is taking over; nil if none is
+	mu       sync.Mutex // of next, and of listeners while a signal may ask for them
+	next     *giver     // to the process that is taking over; nil if none is
 }
 
 // run serves until ctx ends, or until the next process has taken over.

@@ -162,7 +162,9 @@ func (s *server) listen(have []*listener) error {
 	if err != nil {
 		return errors.Join(err, closeAll(have))
 	}
+	s.mu.Lock()
 	s.listeners, s.surplus = append(wanted, opened...), surplus
+	s.mu.Unlock()
 	for _, l := range s.listeners {
 		s.acceptFrom(l)
 	}

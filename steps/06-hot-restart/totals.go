@@ -35,6 +35,8 @@ func (c *counters) now() totals {
 // state says in one line what this process serves.
 func (s *server) state() string {
 	t := s.counted.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return fmt.Sprintf("generation %d: listeners %d, connections %d, goroutines %d; since generation 1: connections %d, lines %d",
 		t.Generation, len(s.listeners), s.sessions.count(), runtime.NumGoroutine(), t.Connections, t.Lines)
 }
