@@ -103,6 +103,9 @@ func (s *server) handOver(to *giver) (moved int, err error) {
 	if !to.over { // or it would take us for dead, and the listeners for its own
 		to.withdraw(context.Background(), 0, err, answers)
 	}
+	if err := s.spare.keep(); err != nil {
+		log.Printf("no descriptors to spare for the next takeover: %v", err)
+	}
 	s.control.open()
 	for _, l := range s.listeners {
 		l.open()
@@ -124,6 +127,9 @@ func (s *server) giveAll(to *giver, answers <-chan message) (moved int, err erro
 	}
 	for _, l := range s.listeners {
 		l.shut()
+	}
+	if err := s.spare.use(); err != nil {
+		return 0, err
 	}
 	listeners, err := s.packListeners()
 	if err != nil {

@@ -301,6 +301,39 @@ func usageOf(t *testing.T, p *process) (u usage) {
 	return u
 }
 
+// A server that is out of descriptors can be restarted: by one that may have more.
+func TestOutOfDescriptors(t *testing.T) {
+	path := meetingPlace(t)
+	first := startServer(t, path)
+	addr := first.addr()
+	var clients []*client
+	for range 300 {
+		clients = append(clients, dial(t, addr))
+		clients[len(clients)-1].echoed("hello")
+	}
+	// One more: for the process that comes to take over.
+	limit := unix.Rlimit{Cur: uint64(lowestFree(first) + 1), Max: uint64(lowestFree(first) + 1)}
+	if err := unix.Prlimit(first.pid(), unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		t.Fatal(err)
+	}
+	startServer(t, path)
+	expectEnd(t, first)
+	for _, c := range clients {
+		c.echoed("still here")
+	}
+	dial(t, addr).echoed("a new one")
+}
+
+// lowestFree is the number of the next descriptor that a process opens.
+func lowestFree(p *process) int {
+	open := p.descriptors()
+	free := 0
+	for open[strconv.Itoa(free)] != "" {
+		free++
+	}
+	return free
+}
+
 // A connection that stays is served by the old process to its end. Meanwhile the new one is the
 // server, and may be restarted itself.
 func TestStay(t *testing.T) {
