@@ -132,7 +132,7 @@ func (s stolen) verify(fds []int) error {
 		return fmt.Errorf("the luggage speaks of %d sockets, and %d came", claimed, len(fds))
 	}
 	switch {
-	case s.kind == kindListeners && len(s.Cookies) == 0:
+	case s.kind == kindListeners && len(s.Listeners) > 0 && len(s.Cookies) == 0:
 		for i, l := range s.Listeners {
 			if err := verifyListener(fds[i], l); err != nil {
 				return fmt.Errorf("listener %d: %w", i, err)
