@@ -13,16 +13,16 @@ import (
 // longer when it is let go.
 func TestExercise2(t *testing.T) {
 	path := meetingPlace(t)
-	// A process that knows nothing of SIGUSR2 would die of it, and say nothing.
+	// A process that knows nothing of SIGQUIT would die of it, and not say this.
 	held := start(t, "-v", "-addr", "127.0.0.1:0", "-control", path)
 	c := dial(t, held.addr())
 	c.echoed("hello")
-	held.signal(unix.SIGUSR2)
+	held.signal(unix.SIGQUIT)
 	held.logged(`\]: held$`)
 
 	for range 2 {
 		next := start(t, "-addr", "127.0.0.1:0", "-control", path)
-		next.logged(fmt.Sprintf(`hello from pid %d .*: it refused: "not now: held by SIGUSR2"$`, held.pid()))
+		next.logged(fmt.Sprintf(`hello from pid %d .*: it refused: "not now: held by SIGQUIT"$`, held.pid()))
 		if status := next.status(); status != 1 {
 			t.Errorf("the refused process ended with status %d, want 1", status)
 		}
@@ -32,7 +32,7 @@ func TestExercise2(t *testing.T) {
 		t.Errorf("it was held, and has made %d offers", len(offers))
 	}
 
-	held.signal(unix.SIGUSR2)
+	held.signal(unix.SIGQUIT)
 	held.logged(`\]: not held any more$`)
 	next := start(t, "-addr", "127.0.0.1:0", "-control", path)
 	next.addr()
@@ -40,6 +40,6 @@ func TestExercise2(t *testing.T) {
 		t.Errorf("the old process ended with status %d, want 0", status)
 	}
 	c.echoed("moved")
-	next.signal(unix.SIGUSR2) // held is not inherited
+	next.signal(unix.SIGQUIT) // held is not inherited
 	next.logged(`\]: held$`)
 }
