@@ -352,7 +352,7 @@ var kinds = []struct {
 	around      *regexp.Regexp
 }{
 	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client|look|server)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT|USR1|USR2|TERM) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
-	{"port", "8080", regexp.MustCompile(`127\.0\.0\.1[: ](\d+)|htons\((\d+)\)`)},
+	{"port", "8080", regexp.MustCompile(`127\.0\.0\.[12][: ](\d+)|htons\((\d+)\)`)},
 	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)| ([1-9]\d*) \* (?:0|([1-9]\d*)) users`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
 	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\b(?:bind|listen|accept4|epoll_ctl)\((\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
