@@ -143,7 +143,7 @@ func (s *server) giveAll(to *giver, answers <-chan message) (moved int, err erro
 		}
 		if b.err != nil {
 			for _, c := range b.sessions {
-				c.lent = true
+				c.Lent = true
 			}
 			releaseAll(b.sessions, goOn)
 			return moved, b.err

@@ -25,7 +25,10 @@ var (
 	errMoved = errors.New("left to the new process")
 
 	goOn  func(*session) error = nil
-	leave                      = func(*session) error { return errMoved }
+	leave                      = func(s *session) error {
+		s.Lent = false // it is another's now, and must survive our close
+		return errMoved
+	}
 )
 
 // past is a deadline that is over. (A zero Time would be no deadline.)
