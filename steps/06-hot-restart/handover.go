@@ -92,72 +92,127 @@ func (s *server) handOver(to *giver) (moved int, err error) {
 	// This process is about to end, and has thousands of stacks: no time to look for garbage in them.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	supervisor("RELOADING=1", monotonic())
-	answers := make(chan message)
-	go to.listen(answers)
+	h := handover{to, make(chan message)}
+	go to.listen(h.answers)
 	defer to.stop()
-	moved, err = s.giveAll(to, answers)
-	if err == nil {
-		s.awaitHangup(to, answers)
-		return moved, nil
+	moved, err = s.giveAll(h)
+	if err != nil {
+		h.callOff(err)
+		s.takeBackListeners()
+		return moved, err
 	}
-	if !to.over { // or it would take us for dead, and the listeners for its own
-		to.withdraw(context.Background(), 0, err, answers)
+	h.awaitHangup()
+	return moved, nil
+}
+
+// giveAll makes one offer after the other. After an error its offer, and what has not been
+// offered yet, is still ours.
+func (s *server) giveAll(h handover) (moved int, err error) {
+	if err := s.giveListeners(h); err != nil {
+		return 0, err
+	}
+	if moved, err = s.giveSessions(h); err != nil {
+		return moved, err
+	}
+	s.control.shut() // who connects from now on waits for the new process
+	done, err := pack(kindDone, nil, luggage{Totals: s.counted.now()})
+	if err != nil {
+		return moved, err
+	}
+	return moved, h.give(done)
+}
+
+func (s *server) giveListeners(h handover) error {
+	for _, l := range s.listeners {
+		l.shut()
+	}
+	if err := s.spare.use(); err != nil {
+		return err
+	}
+	p, err := s.packListeners()
+	if err != nil {
+		return err
+	}
+	return h.give(p)
+}
+
+// takeBackListeners lets clients, and the next process, in again.
+func (s *server) takeBackListeners() {
+	if err := s.spare.keep(); err != nil {
+		log.Printf("no descriptors to spare for the next takeover: %v", err)
 	}
 	s.control.open()
 	for _, l := range s.listeners {
 		l.open()
 	}
 	supervisor("READY=1", fmt.Sprintf("MAINPID=%d", os.Getpid()))
-	return moved, err
 }
 
-// giveAll makes one offer after the other. After an error its offer, and what has not been
-// offered yet, is still ours.
-func (s *server) giveAll(to *giver, answers <-chan message) (moved int, err error) {
-	give := func(p parcel) error {
-		defer closeQuietly(p) // the file is in memory, and has been sent
-		err := to.exchange(context.Background(), offer{parcel: p}, answers)
-		if isHangup(err) {
-			return fmt.Errorf("%v went away: %w", to.to, err)
-		}
-		return err
-	}
-	for _, l := range s.listeners {
-		l.shut()
-	}
-	listeners, err := s.packListeners()
-	if err != nil {
-		return 0, err
-	}
-	if err := give(listeners); err != nil {
-		return 0, err
-	}
-
+// giveSessions gives batch after batch. It is called when the listeners are shut: no session is
+// added any more.
+func (s *server) giveSessions(h handover) (moved int, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	batches := s.prepare(ctx, s.sessions.list())
-	defer takeBack(batches)
-	defer cancel()
-	for b := range batches {
-		if b.err == nil {
-			b.err = give(b.parcel)
+	defer func() {
+		cancel()
+		for b := range batches {
+			b.goOn()
 		}
+	}()
+	for b := range batches {
 		if b.err != nil {
-			for _, c := range b.sessions {
-				c.Lent = true
-			}
-			releaseAll(b.sessions, goOn)
+			b.goOn()
 			return moved, b.err
+		}
+		if err := h.give(b.parcel); err != nil {
+			releaseAll(b.sessions, goOn)
+			return moved, err
 		}
 		releaseAll(b.sessions, leave)
 		moved += len(b.sessions)
 	}
+	return moved, nil
+}
 
-	s.control.shut() // who connects from now on waits for the new process
-	done, err := pack(kindDone, nil, luggage{Totals: s.counted.now()})
-	if err != nil {
-		return moved, err
+// handover is the conversation with the new process.
+type handover struct {
+	to      *giver
+	answers chan message
+}
+
+// give offers a parcel, and closes it.
+func (h handover) give(p parcel) error {
+	defer closeQuietly(p) // it is in memory, and has been sent
+	err := h.to.exchange(context.Background(), offer{parcel: p}, h.answers)
+	if isHangup(err) {
+		return fmt.Errorf("%v went away: %w", h.to.to, err)
 	}
-	return moved, give(done)
+	return err
+}
+
+// callOff tells the new process that it has got all that it will get. Without a word it would take
+// us for dead, and the listeners for its own.
+func (h handover) callOff(reason error) {
+	if !h.to.over {
+		h.to.withdraw(context.Background(), 0, reason, h.answers)
+	}
+}
+
+// awaitHangup waits until the new process has told the supervisor who serves now: before that,
+// this process must not be seen to end.
+func (h handover) awaitHangup() {
+	late := time.After(h.to.timeout)
+	for {
+		select {
+		case _, open := <-h.answers:
+			if !open {
+				return
+			}
+		case <-late:
+			log.Printf("%v has not hung up within %v", h.to.to, h.to.timeout)
+			return
+		}
+	}
 }
 
 // batch is one offer's worth of sessions that stand still.
@@ -167,13 +222,11 @@ type batch struct {
 	err error // there is no parcel
 }
 
-// takeBack lets the sessions of batches that are not offered any more go on.
-func takeBack(batches <-chan batch) {
-	for b := range batches {
-		releaseAll(b.sessions, goOn)
-		if b.err == nil {
-			closeQuietly(b.parcel) // as in giveAll
-		}
+// goOn is for a batch that is not offered any more.
+func (b batch) goOn() {
+	releaseAll(b.sessions, goOn)
+	if b.err == nil {
+		closeQuietly(b.parcel) // as in give
 	}
 }
 
@@ -237,21 +290,4 @@ func (s *server) packSessions(list []*session, halted time.Duration) (parcel, er
 		}
 	}
 	return pack(kindConnections, sockets, l)
-}
-
-// awaitHangup waits until the new process has told the supervisor who serves now: before that,
-// this process must not be seen to end.
-func (s *server) awaitHangup(to *giver, answers <-chan message) {
-	late := time.After(s.timeout)
-	for {
-		select {
-		case _, open := <-answers:
-			if !open {
-				return
-			}
-		case <-late:
-			log.Printf("%v has not hung up within %v", to.to, s.timeout)
-			return
-		}
-	}
 }

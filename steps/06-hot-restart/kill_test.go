@@ -495,25 +495,6 @@ func (s *scene) expectState(p *process, listeners, connections int) {
 	p.logged(fmt.Sprintf(`generation \d: listeners %d, connections %d, `, listeners, connections))
 }
 
-// A new process that sleeps has descriptors of what it was offered. As long as it does, close(2) in
-// another process does not end those connections for their clients: not in the old one, nor in the
-// one that takes over from that.
-func TestOfferedToASleeper(t *testing.T) {
-	t.Parallel()
-	path := meetingPlace(t)
-	old := startServer(t, path, "-takeover-timeout", silence.String())
-	clients := gather(t, old.addr(), 2)
-	sleeper := startDoomed(t, path, []string{stopAt + `=received .{"type":"offer","id":2`}, "-v")
-	sleeper.stopped()
-	old.logged(`not taken over`)
-	clients[0].finish("half")
-	startNext(t, path)
-	expectEnd(t, old)
-	clients[1].send(" a line\n")
-	clients[1].expect("half a line")
-	clients[1].finish("")
-}
-
 // What is accepted from a listener that is only lent is the new process's to serve, to its end.
 func TestAcceptedMeanwhile(t *testing.T) {
 	t.Parallel()
@@ -638,7 +619,7 @@ func TestOldIsSilentFromTheBeginning(t *testing.T) {
 
 // A new process that runs out of descriptors refuses what it has no room for. What did arrive of
 // it is closed, and the old one takes it back.
-func TestOutOfDescriptors(t *testing.T) {
+func TestNewIsOutOfDescriptors(t *testing.T) {
 	for _, s := range []struct {
 		at    string // there the new process loses its descriptors
 		free  int    // except for so many

@@ -301,6 +301,66 @@ func usageOf(t *testing.T, p *process) (u usage) {
 	return u
 }
 
+// A process that was offered the connections in vain, and sleeps, has descriptors of them. Clients
+// get their end-of-file all the same, also from the process that has taken over since.
+func TestEndsForEverybody(t *testing.T) {
+	path := meetingPlace(t)
+	first := startServer(t, path)
+	one, two := dial(t, first.addr()), dial(t, first.addr())
+	one.echoed("hello")
+	two.echoed("hello")
+	sleeper := startWith(t, func(cmd *exec.Cmd) {
+		quiet(cmd)
+		cmd.Env = append(cmd.Env, stopAt+`=sending .*"taken","id":2`)
+	}, "-v", "-addr", "127.0.0.1:0", "-control", path)
+	sleeper.stopped()
+	first.logged(`not taken over: .* did not answer within 1s`)
+	one.finish("")
+	second := startServer(t, path)
+	expectEnd(t, first)
+	two.echoed("with the second")
+	two.finish("")
+	sleeper.signal(unix.SIGCONT)
+	sleeper.logged(`gave up: ".* did not answer within 1s"`)
+	if status := sleeper.status(); status != 1 {
+		t.Errorf("exit status %d, want 1", status)
+	}
+	dial(t, second.addr()).echoed("a new one")
+}
+
+// A server that is out of descriptors can be restarted: by one that may have more.
+func TestOutOfDescriptors(t *testing.T) {
+	path := meetingPlace(t)
+	first := startServer(t, path)
+	addr := first.addr()
+	var clients []*client
+	for range 300 {
+		clients = append(clients, dial(t, addr))
+		clients[len(clients)-1].echoed("hello")
+	}
+	// One more: for the process that comes to take over.
+	limit := unix.Rlimit{Cur: uint64(lowestFree(first) + 1), Max: uint64(lowestFree(first) + 1)}
+	if err := unix.Prlimit(first.pid(), unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		t.Fatal(err)
+	}
+	startServer(t, path)
+	expectEnd(t, first)
+	for _, c := range clients {
+		c.echoed("still here")
+	}
+	dial(t, addr).echoed("a new one")
+}
+
+// lowestFree is the number of the next descriptor that a process opens.
+func lowestFree(p *process) int {
+	open := p.descriptors()
+	free := 0
+	for open[strconv.Itoa(free)] != "" {
+		free++
+	}
+	return free
+}
+
 // A connection that stays is served by the old process to its end. Meanwhile the new one is the
 // server, and may be restarted itself.
 func TestStay(t *testing.T) {

@@ -27,6 +27,7 @@ type server struct {
 	surplus   []*listener // of the process before, and not asked for: closed when they are ours
 	sessions  sessions
 	counted   counters
+	spare     spare
 
 	accepting context.Context // accept loops end with it
 	stop      context.CancelFunc
@@ -52,6 +53,9 @@ func (s *server) run(ctx context.Context) error {
 		err = errors.Join(err, s.leave())
 		s.linger(ctx, nil)
 		return err
+	}
+	if err := s.spare.keep(); err != nil {
+		log.Printf("no descriptors to spare for the next takeover: %v", err)
 	}
 	for _, l := range s.listeners {
 		log.Printf("listening on %v", l.Addr())

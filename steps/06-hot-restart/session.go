@@ -42,6 +42,7 @@ type session struct {
 	state
 	cookie uint64 // the socket's SO_COOKIE
 
+	moved bool                       // another process owns it: nothing may be done here but close(2)
 	stays atomic.Bool                // marked by its client: it is not to be moved
 	ended chan struct{}              // closed when serve has returned
 	asked atomic.Pointer[standstill] // to stand still; nil if nobody has asked
@@ -53,21 +54,21 @@ type state struct {
 	Out    []byte `json:"out,omitempty"`    // an answer that the kernel has not taken yet
 	Ended  bool   `json:"ended,omitempty"`  // end-of-file has been read
 	Inside bool   `json:"inside,omitempty"` // what comes next continues a line
-	Lent   bool   `json:"lent,omitempty"`   // it was offered, and not taken: another process may have a descriptor of it
 }
 
-// empty reports whether there is nothing to travel.
-func (s *state) empty() bool { return len(s.In)+len(s.Out) == 0 && !s.Ended && !s.Inside && !s.Lent }
+// empty reports whether there is nothing to travel: the client waits for no answer.
+func (s *state) empty() bool { return len(s.In)+len(s.Out) == 0 && !s.Ended && !s.Inside }
 
 func newSession(c stream, cookie uint64, s state) *session {
 	return &session{stream: c, cookie: cookie, state: s, ended: make(chan struct{})}
 }
 
-// Close ends the connection. As long as another process has a descriptor of the socket, close(2)
-// alone would not: the client would wait for its end-of-file.
+// Close ends the connection, unless another process owns it. close(2) alone would not end it as long
+// as another process has a descriptor, such as one that was offered the connection in vain: the
+// client would wait for its end-of-file. shutdown(2) ends it for everybody.
 func (s *session) Close() error {
-	if s.Lent {
-		_ = borrow(s, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) }) // or its client has ended it
+	if !s.moved {
+		_ = borrow(s, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) }) // its client may have ended it
 	}
 	return s.stream.Close()
 }

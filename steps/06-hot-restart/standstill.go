@@ -20,16 +20,15 @@ type standstill struct {
 	fate  chan func(*session) error // what the session does next; nil: it goes on. Holds one
 }
 
-// fates of a session.
-var (
-	errMoved = errors.New("left to the new process")
+// The fates of a session that has stood still: it goes on, or leaves.
+var goOn func(*session) error
 
-	goOn  func(*session) error = nil
-	leave                      = func(s *session) error {
-		s.Lent = false // it is another's now, and must survive our close
-		return errMoved
-	}
-)
+func leave(s *session) error {
+	s.moved = true
+	return errMoved
+}
+
+var errMoved = errors.New("left to the new process")
 
 // past is a deadline that is over. (A zero Time would be no deadline.)
 var past = time.Unix(1, 0)

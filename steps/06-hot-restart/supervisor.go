@@ -72,11 +72,12 @@ func activated() (listeners []*listener, err error) {
 	return listeners, nil
 }
 
-// watchSignals answers SIGUSR1 with a line of state, and SIGHUP by starting this program again,
-// which then takes over: so a supervisor need only send a signal.
+// watchSignals answers SIGUSR1 with a line of state, and SIGUSR2 by starting this program again,
+// which then takes over: so a supervisor need only send a signal. (Not SIGHUP, which also says that
+// a terminal has been closed.)
 func (s *server) watchSignals() (stop func()) {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGUSR1, unix.SIGHUP)
+	signal.Notify(signals, unix.SIGUSR1, unix.SIGUSR2)
 	go func() {
 		for received := range signals {
 			if received == unix.SIGUSR1 {

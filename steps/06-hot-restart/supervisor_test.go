@@ -68,7 +68,7 @@ func TestNotifications(t *testing.T) {
 			c.echoed("hello")
 
 			// systemctl reload: the process starts its successor itself, from the same command.
-			first.signal(unix.SIGHUP)
+			first.signal(unix.SIGUSR2)
 			second := first.logged(`started pid (\d+)$`)[1]
 			systemd.expect("RELOADING=1", `MONOTONIC_USEC=\d+`)
 			systemd.expect("READY=1", "MAINPID="+second, "STATUS=generation 2: .*")

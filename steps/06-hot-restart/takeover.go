@@ -79,39 +79,54 @@ func (s *server) takeOver(ctx context.Context, control *socket.Conn) error {
 		return err
 	}
 	log.Printf("taking over from %v, generation %d", old, old.generation)
+	begin := time.Now()
+	got, err := s.takeAll(ctx, &taker{old, control})
+	switch {
+	case err == nil:
+		log.Printf("taken over from %v: connections moved: %d, in %v; none stood still for longer than %v",
+			old, got.connections, time.Since(begin).Round(time.Microsecond), got.longestHalt.Round(time.Microsecond))
+	case ctx.Err() != nil:
+		return fmt.Errorf("told to end before all was taken over: %w", ctx.Err())
+	case errors.Is(err, io.EOF) && s.control == nil:
+		return fmt.Errorf("%w: %v", errVanished, old)
+	case errors.Is(err, io.EOF):
+		log.Printf("%v has ended before it had given all; connections that came before: %d", old, got.connections)
+	default:
+		return err
+	}
+	return s.own()
+}
+
+// taken is what has come.
+type taken struct {
+	connections int
+	longestHalt time.Duration // how long one of them stood still, at most
+}
+
+// takeAll takes one parcel after the other. Its error is io.EOF if the other process ends before
+// it has given all.
+func (s *server) takeAll(ctx context.Context, from *taker) (got taken, err error) {
 	// Within a moment the heap grows to what it will be. Collecting on the way only costs time.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	begin, moved, longest := time.Now(), 0, time.Duration(0)
-	for from := (&taker{old, control}); ; {
+	for {
 		p, err := s.takeNext(ctx, from)
-		switch {
-		case err == nil:
-		case ctx.Err() != nil:
-			return fmt.Errorf("told to end before all was taken over: %w", ctx.Err())
-		case errors.Is(err, io.EOF) && s.control == nil:
-			return fmt.Errorf("%w: %v", errVanished, old)
-		case errors.Is(err, io.EOF):
-			log.Printf("%v has ended before it had given all; connections that came before: %d", old, moved)
-			return s.own()
-		default:
-			return err
+		if err != nil {
+			return got, err
 		}
 		s.counted.before.Store(&p.Totals)
 		switch p.kind {
 		case kindListeners:
 			if err := s.lend(p); err != nil {
-				return err
+				return got, err
 			}
 		case kindConnections:
 			for i, conn := range p.sockets {
 				s.adopt(s.sessions.add(newSession(conn, p.Cookies[i], p.States[i])))
 			}
-			moved += len(p.sockets)
-			longest = max(longest, uptime()-p.Halted)
+			got.connections += len(p.sockets)
+			got.longestHalt = max(got.longestHalt, uptime()-p.Halted)
 		case kindDone:
-			log.Printf("taken over from %v: connections moved: %d, in %v; none stood still for longer than %v",
-				old, moved, time.Since(begin).Round(time.Microsecond), longest.Round(time.Microsecond))
-			return s.own()
+			return got, nil
 		}
 	}
 }
