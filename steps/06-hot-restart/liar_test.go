@@ -470,7 +470,7 @@ func TestLyingOldProcess(t *testing.T) {
 		}
 		asked++
 		eventually(t, "one line about "+what, func() bool { return len(new.err.all(`refused offer`)) == int(asked) })
-		if now := len(new.descriptors()); now != had {
+		if now := len(new.descriptors()); now > had { // a client may have been leaving
 			t.Errorf("%s: it has %d descriptors, and had %d", what, now, had)
 		}
 	}
