@@ -474,8 +474,8 @@ func TestNewFallsSilent(t *testing.T) {
 // to its end; and that no connection is lost, nor a descriptor, and the next attempt works.
 func (s *scene) expectGivenUp(reason string) {
 	s.t.Helper()
-	if served := s.clients.goOn(s.t); len(served) != crowdSize {
-		s.t.Errorf("%d connections are served, want %d", len(served), crowdSize)
+	if served := s.clients.goOn(s.t); len(served) != len(s.clients) {
+		s.t.Errorf("%d connections are served, want %d", len(served), len(s.clients))
 	}
 	s.expectListeners("old")
 	s.expectSuccession("old")
@@ -493,6 +493,33 @@ func (s *scene) expectState(p *process, listeners, connections int) {
 	s.t.Helper()
 	p.signal(unix.SIGUSR1)
 	p.logged(fmt.Sprintf(`generation \d: listeners %d, connections %d, `, listeners, connections))
+}
+
+// What is accepted from a listener that is only lent is the new process's to serve, to its end.
+func TestAcceptedMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.stopOld(`received .{"type":"taken","id":1`)
+	s.begin(silence)
+	s.old.stopped()
+	accepted := dial(t, s.old.addr())
+	accepted.echoed("by the new one")
+	s.new.stop()
+	s.old.signal(unix.SIGCONT)
+	s.old.logged(`not taken over`)
+	s.new.signal(unix.SIGCONT)
+	s.new.logged(`connections to serve to their end: 1$`)
+	next := startDoomed(t, s.path, nil)
+	s.old.stopped() // as before
+	s.old.signal(unix.SIGCONT)
+	next.addr()
+	expectEnd(t, s.old)
+	accepted.echoed("still by the new one")
+	accepted.finish("")
+	if status := s.new.status(); status != 1 {
+		t.Errorf("new: exit status %d, want 1", status)
+	}
+	s.expectServed("next", "next")
 }
 
 // A new process that does not even say hello has not begun anything.
@@ -592,7 +619,7 @@ func TestOldIsSilentFromTheBeginning(t *testing.T) {
 
 // A new process that runs out of descriptors refuses what it has no room for. What did arrive of
 // it is closed, and the old one takes it back.
-func TestOutOfDescriptors(t *testing.T) {
+func TestNewIsOutOfDescriptors(t *testing.T) {
 	for _, s := range []struct {
 		at    string // there the new process loses its descriptors
 		free  int    // except for so many

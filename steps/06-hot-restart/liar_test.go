@@ -437,7 +437,7 @@ func TestLyingOldProcess(t *testing.T) {
 		{"nothing in it", content{kindConnections, 1}, []int{sealed(t, ``, seals), conn}, `luggage: unexpected end of JSON input`},
 		{"cut short", content{kindConnections, 1}, []int{sealed(t, `{"cookies":[1`, seals), conn}, `luggage: unexpected end of JSON input`},
 		{"not an object", content{kindConnections, 1}, []int{sealed(t, `[1]`, seals), conn}, `luggage: json: cannot unmarshal array into Go value`},
-		{"a cookie that is no number", content{kindConnections, 1}, []int{sealed(t, `{"cookies":[1kie":-1}]}`, seals), conn}, `luggage: json: cannot unmarshal number -1`},
+		{"a cookie that is no number", content{kindConnections, 1}, []int{sealed(t, `{"cookies":[-1]}`, seals), conn}, `luggage: json: cannot unmarshal number -1`},
 		{"too large", content{kindConnections, 1}, []int{sealed(t, strings.Repeat(" ", maxSealed+1), seals), conn}, `luggage: 16777217 bytes are more than 16777216`},
 		offered("more than came", kindConnections, connected(conn, conn), `the luggage speaks of 2 sockets, and 1 came`, conn),
 		offered("fewer than came", kindConnections, connected(conn), `the luggage speaks of 1 sockets, and 2 came`, conn, conn),
@@ -470,7 +470,7 @@ func TestLyingOldProcess(t *testing.T) {
 		}
 		asked++
 		eventually(t, "one line about "+what, func() bool { return len(new.err.all(`refused offer`)) == int(asked) })
-		if now := len(new.descriptors()); now != had {
+		if now := len(new.descriptors()); now > had { // a client may have been leaving
 			t.Errorf("%s: it has %d descriptors, and had %d", what, now, had)
 		}
 	}
