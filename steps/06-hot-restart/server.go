@@ -48,14 +48,14 @@ func (s *server) run(ctx context.Context) error {
 	defer s.stop()
 	defer s.watchSignals()()
 
+	if err := s.spare.keep(); err != nil {
+		log.Printf("no descriptors to spare for the next takeover: %v", err)
+	}
 	if err := s.begin(ctx); err != nil {
 		// What has come before it went wrong is ours all the same.
 		err = errors.Join(err, s.leave())
 		s.linger(ctx, nil)
 		return err
-	}
-	if err := s.spare.keep(); err != nil {
-		log.Printf("no descriptors to spare for the next takeover: %v", err)
 	}
 	for _, l := range s.listeners {
 		log.Printf("listening on %v", l.Addr())
