@@ -20,6 +20,8 @@ import (
 const (
 	maxSockets = maxFDs - 1
 	offerFDs   = maxFDs // at most; how many there should be stands in the offer
+
+	maxListeners = maxSockets - 1 // and the control socket
 )
 
 // The kinds of parcels, in the order in which they come.

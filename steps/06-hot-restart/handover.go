@@ -231,33 +231,42 @@ func (b batch) goOn() {
 }
 
 // prepare makes batches of the sessions that may be moved. It is one ahead: while a batch is being
-// taken, the next one stops. So two at most stand still at a time.
+// taken, the next one stops. So two at most stand still at a time. Sessions that do not stop at once
+// come last, so that no others stand still and wait for them; and if they do not stop then, they
+// stay.
 func (s *server) prepare(ctx context.Context, all []*session) <-chan batch {
 	batches := make(chan batch)
-	all = slices.DeleteFunc(all, (*session).staysHere)
 	go func() {
 		defer close(batches)
-		for some := range slices.Chunk(all, maxSockets) {
-			if ctx.Err() != nil {
-				return
-			}
-			halted := uptime()
-			some = s.haltMovable(some)
-			p, err := s.packSessions(some, halted)
-			batches <- batch{some, p, err} // giveAll offers it, or takes it back
+		busy := s.prepareSome(ctx, all, s.timeout/10, batches)
+		busy = s.prepareSome(ctx, busy, s.timeout, batches)
+		if len(busy) > 0 {
+			log.Printf("connections that could not be stopped, and stay: %d", len(busy))
 		}
 	}()
 	return batches
 }
 
-// haltMovable is halt, except for those that have just been told to stay.
-func (s *server) haltMovable(list []*session) []*session {
-	return slices.DeleteFunc(halt(list, s.timeout), func(c *session) bool {
-		if c.staysHere() {
-			c.release(goOn)
+func (s *server) prepareSome(ctx context.Context, list []*session, patience time.Duration, batches chan<- batch) (busy []*session) {
+	list = slices.DeleteFunc(list, (*session).staysHere)
+	for some := range slices.Chunk(list, maxSockets) {
+		if ctx.Err() != nil {
+			return nil
 		}
-		return c.staysHere()
-	})
+		halted := uptime()
+		still, late := halt(some, patience)
+		busy = append(busy, late...)
+		still = slices.DeleteFunc(still, func(c *session) bool {
+			stays := c.staysHere() // it has just been told to
+			if stays {
+				c.release(goOn)
+			}
+			return stays
+		})
+		p, err := s.packSessions(still, halted)
+		batches <- batch{still, p, err} // giveSessions offers it, or lets it go on
+	}
+	return busy
 }
 
 // packListeners packs the control socket and all listeners.

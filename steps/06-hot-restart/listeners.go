@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -127,6 +128,24 @@ func openAll(addrs []string) (opened []*listener, err error) {
 			return nil, errors.Join(err, closeAll(opened))
 		}
 		opened = append(opened, newListener(l, addr))
+	}
+	return opened, nil
+}
+
+// openFree opens a listener for each address that nobody has: perhaps the process before has the
+// others. Port 0 is not opened, as that process may have been asked for it too.
+func openFree(addrs []string) (opened []*listener, err error) {
+	for _, addr := range addrs {
+		if strings.HasSuffix(addr, ":0") {
+			continue
+		}
+		l, err := listen(addr)
+		switch {
+		case err == nil:
+			opened = append(opened, newListener(l, addr))
+		case !errors.Is(err, unix.EADDRINUSE):
+			return nil, errors.Join(err, closeAll(opened))
+		}
 	}
 	return opened, nil
 }

@@ -111,6 +111,36 @@ func TestAddressInUse(t *testing.T) {
 	c.echoed("hello")
 }
 
+// What cannot be had at all is found out before the old process is asked for anything.
+func TestAddressOfAnother(t *testing.T) {
+	path := meetingPlace(t)
+	first := startServer(t, path)
+	second := startWith(t, quiet, "-control", path, "-addr", "127.0.0.1:0", "-addr", "192.0.2.1:80") // for documentation: nobody has it
+	second.logged(`bind: cannot assign requested address$`)
+	if said := second.err.all(``); len(said) != 1 || second.status() != 1 {
+		t.Errorf("%d lines and exit status %d, want 1 and 1", len(said), second.status())
+	}
+	if said := first.err.all(`taken over`); len(said) != 0 {
+		t.Errorf("the old process says %q", said)
+	}
+}
+
+// An address that overlaps with one that is given up: the other is open until this process owns it.
+func TestAddressOverlaps(t *testing.T) {
+	path := meetingPlace(t)
+	first := startWith(t, quiet, "-control", path, "-addr", "0.0.0.0:0")
+	_, port, err := net.SplitHostPort(first.logged(`listening on (\S+)$`)[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := startWith(t, quiet, "-control", path, "-addr", "127.0.0.1:"+port)
+	second.logged(`address already in use: .*; or is it part of \[::\]:` + port + `, which is not asked for any more`)
+	if status := second.status(); status != 1 {
+		t.Errorf("exit status %d, want 1", status)
+	}
+	dial(t, "127.0.0.1:"+port).echoed("hello")
+}
+
 // A gate that is shut lets nobody through, and opened again it lets everybody.
 func TestGate(t *testing.T) {
 	tcp, err := listen("127.0.0.1:0")

@@ -26,6 +26,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -40,12 +41,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("06-hot-restart", flag.ContinueOnError)
 	flags.Func("addr", "TCP `host:port` to serve; may be given several times (default what the process before serves, or "+defaultAddr+")", func(addr string) error {
 		tcp, err := net.ResolveTCPAddr("tcp", addr)
-		if err == nil {
+		if err != nil {
+			return err
+		}
+		if twice := slices.Contains(s.asked, tcp.String()); !twice || tcp.Port == 0 {
 			s.asked = append(s.asked, tcp.String())
 		}
-		return err
+		if len(s.asked) > maxListeners {
+			return fmt.Errorf("more than %d addresses", maxListeners)
+		}
+		return nil
 	})
-	control := flags.String("control", "", "`path` of the unix socket where two processes meet (default in a private folder)")
+	control := flags.String("control", "", "`path` of the unix socket where two processes meet; another server needs another one (default in a private folder)")
 	demo := flags.Bool("demo", false, "tell the whole story in one terminal")
 	flags.DurationVar(&s.drain, "drain", 30*time.Second, "how long connections that stay are served after a takeover")
 	flags.DurationVar(&s.timeout, "takeover-timeout", time.Second, "how long the new process may take for each batch")

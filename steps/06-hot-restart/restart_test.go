@@ -399,6 +399,37 @@ func TestDrainEnds(t *testing.T) {
 	expectEnd(t, first)
 }
 
+// Nobody reads what the old process prints: the client whose line it wants to print cannot be moved.
+// All others can, and the old process ends when it is told to.
+func TestBlockedOutput(t *testing.T) {
+	path := meetingPlace(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeQuietly(r)
+	first := startWith(t, func(cmd *exec.Cmd) { cmd.Stdout = w }, "-addr", "127.0.0.1:0", "-control", path)
+	closeQuietly(w)
+	moves, stuck := dial(t, first.addr()), dial(t, first.addr())
+	moves.echoed("hello")
+	go func() { _, _ = io.WriteString(stuck, strings.Repeat(strings.Repeat("x", 70)+"\n", 10_000)) }() // until it ends
+	eventually(t, "the pipe is full", func() bool {
+		var n int
+		err := borrow(r, func(fd int) (err error) {
+			n, err = unix.IoctlGetInt(fd, unix.TIOCINQ)
+			return err
+		})
+		return err == nil && n > 60_000
+	})
+	startServer(t, path)
+	moves.echoed("with the second")
+	first.logged(`connections that could not be stopped, and stay: 1$`)
+	first.logged(`connections to serve to their end: 1$`)
+	first.signal(unix.SIGTERM)
+	first.logged(`connections that could not be ended in order: 1$`)
+	expectEnd(t, first)
+}
+
 // SIGTERM: what a client has sent is answered before its connection ends.
 func TestTermination(t *testing.T) {
 	path := meetingPlace(t)

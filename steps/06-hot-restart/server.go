@@ -25,6 +25,7 @@ type server struct {
 	control   *meetingPoint
 	listeners []*listener
 	surplus   []*listener // of the process before, and not asked for: closed when they are ours
+	opened    []*listener // asked for, and not in use yet
 	sessions  sessions
 	counted   counters
 	spare     spare
@@ -73,7 +74,6 @@ func (s *server) run(ctx context.Context) error {
 		s.linger(ctx, time.After(s.drain))
 	} else {
 		s.sendAway()
-		s.serving.Wait()
 	}
 	return errors.Join(err, closeErr)
 }
@@ -185,25 +185,38 @@ func (s *server) linger(ctx context.Context, late <-chan time.Time) {
 	if n := s.sessions.count(); n > 0 {
 		log.Printf("connections to serve to their end: %d", n)
 	}
-	gone := make(chan struct{})
-	go func() {
-		defer close(gone)
-		s.serving.Wait()
-	}()
 	select {
-	case <-gone:
+	case <-s.gone():
 		return
 	case <-late:
 		log.Printf("connections that have not ended within %v: %d", s.drain, s.sessions.count())
 	case <-ctx.Done():
 	}
 	s.sendAway()
-	<-gone
 }
 
-// sendAway answers what every client has sent so far, and ends its connection.
+// sendAway answers what every client has sent so far, and ends its connection. A session that does
+// not stop for that, because nobody reads what it prints, ends with the process.
 func (s *server) sendAway() {
-	for _, c := range halt(s.sessions.list(), s.timeout) {
-		c.release(func(c *session) error { return c.settle(s.show, time.Now().Add(s.timeout)) })
+	still, busy := halt(s.sessions.list(), s.timeout)
+	deadline := time.Now().Add(s.timeout)
+	releaseAll(still, func(c *session) error { return c.settle(s.show, deadline) })
+	for _, c := range busy {
+		closeQuietly(c)
 	}
+	select {
+	case <-s.gone():
+	case <-time.After(2 * s.timeout):
+		log.Printf("connections that could not be ended in order: %d", s.sessions.count())
+	}
+}
+
+// gone is closed when nothing is served any more.
+func (s *server) gone() <-chan struct{} {
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		s.serving.Wait()
+	}()
+	return gone
 }

@@ -77,7 +77,7 @@ func moveUntilDone(t *testing.T, conn stream) (moves int, left map[string]int) {
 			return moves, left
 		case <-time.After(time.Duration(random.IntN(500)) * time.Microsecond): // any moment will do
 		}
-		if len(halt([]*session{s}, patience)) == 0 {
+		if still, _ := halt([]*session{s}, patience); len(still) == 0 {
 			continue // it has just ended
 		}
 		moves++
@@ -181,7 +181,7 @@ func TestReleased(t *testing.T) {
 	served(s, func([]byte) {})
 	for i := range 1000 {
 		c.send(fmt.Sprintf("line %d\nhalf ", i))
-		if len(halt([]*session{s}, patience)) != 1 {
+		if still, _ := halt([]*session{s}, patience); len(still) != 1 {
 			t.Fatal("it does not stand still")
 		}
 		s.release(goOn)
@@ -201,7 +201,7 @@ func TestNotStoppedInTime(t *testing.T) {
 	served(s, func([]byte) { inShow <- true; <-letGo })
 	c.send("hello\n")
 	<-inShow
-	if len(halt([]*session{s}, time.Millisecond)) != 0 {
+	if still, busy := halt([]*session{s}, time.Millisecond); len(still) != 0 || len(busy) != 1 {
 		t.Fatal("it stands still, and is busy")
 	}
 	letGo <- true
@@ -216,7 +216,7 @@ func TestHaltOfTheEnded(t *testing.T) {
 	served(s, func([]byte) {})
 	c.finish("")
 	<-s.ended
-	if len(halt([]*session{s}, patience)) != 0 {
+	if still, busy := halt([]*session{s}, patience); len(still)+len(busy) != 0 {
 		t.Error("it has ended, and stands still")
 	}
 }

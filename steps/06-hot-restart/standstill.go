@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"slices"
 	"time"
 )
 
@@ -40,17 +39,17 @@ func (s *session) ask() {
 	_ = s.SetDeadline(past) // it fails if the session is just ending, and then that is the answer
 }
 
-// stands waits until a session that was asked stands still. It reports false if it has ended
-// instead, or not stopped when late ends; in that case it goes on.
-func (s *session) stands(late context.Context) bool {
+// stands waits until a session that was asked stands still. If it has not stopped when late ends,
+// it goes on, and counts as busy; it may also have ended.
+func (s *session) stands(late context.Context) (still, busy bool) {
 	select {
 	case <-s.asked.Load().still:
-		return true
+		return true, false
 	case <-s.ended:
-		return false
+		return false, false
 	case <-late.Done():
 		s.release(goOn)
-		return false
+		return false, true
 	}
 }
 
@@ -81,15 +80,23 @@ func (s *session) serve(show func(line []byte)) error {
 	}
 }
 
-// halt makes sessions stand still, and returns those that do. The others have ended, or have not
-// stopped in time and go on.
-func halt(list []*session, patience time.Duration) []*session {
+// halt makes sessions stand still, and returns those that do, and those that have not stopped in
+// time and go on. The others have ended.
+func halt(list []*session, patience time.Duration) (still, busy []*session) {
 	for _, c := range list {
 		c.ask()
 	}
 	late, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return slices.DeleteFunc(list, func(c *session) bool { return !c.stands(late) })
+	for _, c := range list {
+		switch isStill, isBusy := c.stands(late); {
+		case isStill:
+			still = append(still, c)
+		case isBusy:
+			busy = append(busy, c)
+		}
+	}
+	return still, busy
 }
 
 // releaseAll tells sessions that stand still what to do now.

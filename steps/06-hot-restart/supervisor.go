@@ -82,8 +82,8 @@ func (s *server) watchSignals() (stop func()) {
 		for received := range signals {
 			if received == unix.SIGUSR1 {
 				log.Print(s.state())
-			} else if err := startAgain(); err != nil {
-				log.Printf("start again: %v", err)
+			} else {
+				startAgain()
 			}
 		}
 	}()
@@ -93,22 +93,31 @@ func (s *server) watchSignals() (stop func()) {
 	}
 }
 
-// startAgain runs the same command once more: with a new program, if there is one at its path.
-func startAgain() error {
-	exe, err := os.Executable()
+// startAgain runs the same command once more: with a new program, if there is one at its path. The
+// supervisor hears of it if that comes to nothing: it waits for word since it sent the signal.
+func startAgain() {
+	supervisor("RELOADING=1", monotonic())
+	cmd, err := startCommand()
 	if err != nil {
-		return err
-	}
-	cmd := exec.Command(exe, os.Args[1:]...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	if err := cmd.Start(); err != nil {
-		return err
+		log.Printf("start again: %v", err)
+		supervisor("READY=1")
+		return
 	}
 	log.Printf("started pid %d", cmd.Process.Pid)
 	go func() {
-		if err := cmd.Wait(); err != nil { // it has not taken over
-			log.Printf("pid %d: %v", cmd.Process.Pid, err)
+		if err := cmd.Wait(); err != nil {
+			log.Printf("pid %d has not taken over, or has failed since: %v", cmd.Process.Pid, err)
+			supervisor("READY=1")
 		}
 	}()
-	return nil
+}
+
+func startCommand() (*exec.Cmd, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(exe, os.Args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	return cmd, cmd.Start()
 }

@@ -70,7 +70,8 @@ func TestNotifications(t *testing.T) {
 			// systemctl reload: the process starts its successor itself, from the same command.
 			first.signal(unix.SIGUSR2)
 			second := first.logged(`started pid (\d+)$`)[1]
-			systemd.expect("RELOADING=1", `MONOTONIC_USEC=\d+`)
+			systemd.expect("RELOADING=1", `MONOTONIC_USEC=\d+`) // it has heard
+			systemd.expect("RELOADING=1", `MONOTONIC_USEC=\d+`) // the takeover begins
 			systemd.expect("READY=1", "MAINPID="+second, "STATUS=generation 2: .*")
 			c.echoed("hello")
 			// The first is awaited by whoever started it; what it wrote to, the second has too.
@@ -133,6 +134,35 @@ func TestNotifiedOfARollback(t *testing.T) {
 	systemd.expect("RELOADING=1")
 	second.status()
 	systemd.expect("READY=1", fmt.Sprintf("MAINPID=%d", first.pid()))
+}
+
+// A successor that fails before it asks for anything: the supervisor must not wait for ever.
+func TestNotifiedOfABrokenProgram(t *testing.T) {
+	path := meetingPlace(t)
+	notify := filepath.Join(filepath.Dir(path), "notify")
+	systemd := listenNotify(t, notify)
+	program := filepath.Join(filepath.Dir(path), "program")
+	first := startWith(t, func(cmd *exec.Cmd) {
+		self, err := os.ReadFile(cmd.Path)
+		if err := errorOf(err, os.WriteFile(program, self, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Path = program
+		cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+notify)
+	}, "-addr", "127.0.0.1:0", "-control", path)
+	systemd.expect("READY=1")
+	for _, broken := range []string{"#!/bin/sh\nexit 3\n", "no program at all"} {
+		// As an update does it: another file under the same name.
+		if err := errorOf(os.Remove(program), os.WriteFile(program, []byte(broken), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		first.signal(unix.SIGUSR2)
+		systemd.expect("RELOADING=1")
+		systemd.expect("READY=1")
+	}
+	first.logged(`pid \d+ has not taken over, or has failed since: exit status 3$`)
+	first.logged(`start again: .*exec format error$`)
+	dial(t, first.addr()).echoed("hello")
 }
 
 // Started by a socket unit: the listeners are there before the server is.

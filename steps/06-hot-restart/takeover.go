@@ -70,12 +70,19 @@ func (s *server) beFirst(ctx context.Context) error {
 // takeOver takes what the process at the other end gives, and serves it from the moment it is
 // taken. It returns nil when this process is the one that serves: the other has given all, or has
 // died after it had begun to.
-func (s *server) takeOver(ctx context.Context, control *socket.Conn) error {
-	old, err := greet(ctx, control, 0, sameUserOrRoot)
-	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: %w", errVanished, err)
+func (s *server) takeOver(ctx context.Context, control *socket.Conn) (err error) {
+	// To be ready before it asks: what can be opened is open by then.
+	if s.opened, err = openFree(s.asked); err != nil {
+		return err
 	}
-	if err != nil {
+	defer func() { err = errors.Join(err, closeAll(s.opened)) }() // those that are not in use
+	old, err := greet(ctx, control, 0, sameUserOrRoot)
+	switch {
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("%w: %w", errVanished, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%w: is it stopped? Then send it SIGCONT, or SIGKILL", err)
+	case err != nil:
 		return err
 	}
 	log.Printf("taking over from %v, generation %d", old, old.generation)
@@ -135,7 +142,7 @@ func (s *server) takeAll(ctx context.Context, from *taker) (got taken, err error
 // nothing is lost by serving what is here already, and only its end tells who owns the rest.
 func (s *server) takeNext(ctx context.Context, from *taker) (stolen, error) {
 	defer time.AfterFunc(2*s.timeout, func() {
-		log.Printf("waiting for %v, which is silent: is it stopped? Whatever it has not given yet is served when it goes on (kill -CONT %d)", from.from, from.from.pid)
+		log.Printf("waiting for %v, which is silent: is it stopped? Then what it has not given yet is served after its SIGCONT", from.from)
 	}).Stop()
 	p, err := from.take(ctx)
 	if err != nil {
@@ -162,6 +169,7 @@ func (s *server) lend(p stolen) error {
 		}
 		have = append(have, l)
 	}
+	have, s.opened = append(have, s.opened...), nil
 	return s.listen(have)
 }
 
@@ -174,6 +182,9 @@ func (s *server) listen(have []*listener) error {
 	}
 	wanted, surplus, missing := choose(asked, have)
 	opened, err := openAll(missing)
+	if len(surplus) > 0 && errors.Is(err, unix.EADDRINUSE) {
+		err = fmt.Errorf("%w; or is it part of %v, which is not asked for any more, and still open? Then ask for that once more", err, surplus[0].Addr())
+	}
 	if err != nil {
 		return errors.Join(err, closeAll(have))
 	}
