@@ -80,9 +80,10 @@ func (s *server) watchSignals() (stop func()) {
 	signal.Notify(signals, unix.SIGUSR1, unix.SIGUSR2)
 	go func() {
 		for received := range signals {
-			if received == unix.SIGUSR1 {
+			switch received {
+			case unix.SIGUSR1:
 				log.Print(s.state())
-			} else {
+			case unix.SIGUSR2:
 				startAgain()
 			}
 		}
