@@ -154,7 +154,11 @@ func (s *session) next(in []byte) []byte {
 func (s *session) staysHere() bool { return s.stays.Load() }
 
 // isStay reports whether a line marks its connection as one that is not to be moved.
-func isStay(line []byte) bool { return bytes.EqualFold(bytes.TrimSpace(line), []byte("STAY")) }
+func isStay(line []byte) bool {
+	word := bytes.Trim(line, " \t\r\n")
+	// The length keeps out what folds to these letters, and is none of them, such as U+017F.
+	return len(word) == len("STAY") && bytes.EqualFold(word, []byte("STAY"))
+}
 
 // settle answers what has arrived, waits for nothing more, and returns when the kernel has it all
 // or the deadline is over. Unread bytes in a socket would make its close a reset, which takes
