@@ -45,7 +45,7 @@ func (g guest) console() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	// One processor, which suffices for what differs from kernel to kernel: with several that run at
 	// once, the emulator now and then trips over the kernel's patching of its own code.
