@@ -169,6 +169,7 @@ func (s *server) giveSessions(h handover) (moved int, err error) {
 			return moved, err
 		}
 		releaseAll(b.sessions, leave)
+		s.sessions.remove(b.sessions...)
 		moved += len(b.sessions)
 	}
 	return moved, nil

@@ -20,10 +20,12 @@ func (s *sessions) add(c *session) *session {
 	return c
 }
 
-func (s *sessions) remove(c *session) {
+func (s *sessions) remove(some ...*session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.all, c)
+	for _, c := range some {
+		delete(s.all, c)
+	}
 }
 
 func (s *sessions) count() int {
