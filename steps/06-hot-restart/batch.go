@@ -101,8 +101,8 @@ func (s stolen) Close() error {
 // unpack makes sockets of an offer's descriptors, if they are what they should be. It owns the
 // descriptors: after an error they are closed.
 func (t *taker) unpack(c content, fds []int) (stolen, error) {
-	if len(fds) == 0 || len(fds) != c.Sockets+1 {
-		return stolen{}, errors.Join(fmt.Errorf("%w: %d, not %d and the luggage", errMissingFDs, len(fds), c.Sockets), closeFDs(fds))
+	if err := checkCount(c, len(fds)); err != nil {
+		return stolen{}, errors.Join(err, closeFDs(fds))
 	}
 	s := stolen{kind: c.Kind}
 	file, fds := os.NewFile(uintptr(fds[0]), "luggage"), fds[1:]
@@ -126,6 +126,17 @@ func (t *taker) unpack(c content, fds []int) (stolen, error) {
 		}
 	}
 	return s, nil
+}
+
+// checkCount checks that as many descriptors came as the offer says, and the luggage's.
+func checkCount(c content, fds int) error {
+	switch {
+	case fds == 0 || fds < c.Sockets+1:
+		return fmt.Errorf("%w: %d, not %d and the luggage", errMissingFDs, fds, c.Sockets)
+	case fds > c.Sockets+1:
+		return fmt.Errorf("%w: %d, not %d and the luggage", errSurplusFDs, fds, c.Sockets)
+	}
+	return nil
 }
 
 // verify checks that each descriptor is what the luggage says.

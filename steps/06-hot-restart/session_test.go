@@ -78,7 +78,11 @@ func moveUntilDone(t *testing.T, conn stream) (moves int, left map[string]int) {
 		case <-time.After(time.Duration(random.IntN(500)) * time.Microsecond): // any moment will do
 		}
 		if still, _ := halt([]*session{s}, patience); len(still) == 0 {
-			continue // it has just ended
+			<-s.ended // just now
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			return moves, left
 		}
 		moves++
 		for what, is := range map[string]bool{"in": len(s.In) > 0, "out": len(s.Out) > 0, "ended": s.Ended, "inside": s.Inside} {

@@ -43,6 +43,9 @@ func (s *server) begin(ctx context.Context) (err error) {
 	return err
 }
 
+// lazyGC lets the heap grow to five times what is in use before garbage is collected.
+const lazyGC = 400
+
 // errVanished: the other process was there, and then it was not, and nothing has been lost.
 var errVanished = errors.New("the other process has just ended")
 
@@ -113,8 +116,9 @@ type taken struct {
 // takeAll takes one parcel after the other. Its error is io.EOF if the other process ends before
 // it has given all.
 func (s *server) takeAll(ctx context.Context, from *taker) (got taken, err error) {
-	// Within a moment the heap grows to what it will be. Collecting on the way only costs time.
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	// Within a moment the heap grows to what it will be. Collecting often on the way costs time. (Not
+	// at all would be wrong: the other process may fall silent, while this one serves.)
+	defer debug.SetGCPercent(debug.SetGCPercent(lazyGC))
 	for {
 		p, err := s.takeNext(ctx, from)
 		if err != nil {
