@@ -9,7 +9,6 @@ import (
 	"io"
 	"log"
 	"os"
-	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -89,8 +88,7 @@ func (s *server) vacate(to *giver) {
 
 // handOver gives everything to the new process, or takes back what it has not taken.
 func (s *server) handOver(to *giver) (moved int, err error) {
-	// This process is about to end, and has thousands of stacks: no time to look for garbage in them.
-	defer debug.SetGCPercent(debug.SetGCPercent(lazyGC))
+	defer pauseGC()()
 	supervisor("RELOADING=1", monotonic())
 	h := handover{to, make(chan message)}
 	go to.listen(h.answers)

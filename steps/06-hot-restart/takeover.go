@@ -10,6 +10,7 @@ import (
 	"log"
 	"os"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/mdlayher/socket"
@@ -43,8 +44,12 @@ func (s *server) begin(ctx context.Context) (err error) {
 	return err
 }
 
-// lazyGC lets the heap grow to five times what is in use before garbage is collected.
-const lazyGC = 400
+// pauseGC keeps the garbage collector from looking through thousands of stacks, until collect is
+// called.
+func pauseGC() (collect func()) {
+	percent := debug.SetGCPercent(-1)
+	return sync.OnceFunc(func() { debug.SetGCPercent(percent) })
+}
 
 // errVanished: the other process was there, and then it was not, and nothing has been lost.
 var errVanished = errors.New("the other process has just ended")
@@ -116,11 +121,11 @@ type taken struct {
 // takeAll takes one parcel after the other. Its error is io.EOF if the other process ends before
 // it has given all.
 func (s *server) takeAll(ctx context.Context, from *taker) (got taken, err error) {
-	// Within a moment the heap grows to what it will be. Collecting often on the way costs time. (Not
-	// at all would be wrong: the other process may fall silent, while this one serves.)
-	defer debug.SetGCPercent(debug.SetGCPercent(lazyGC))
+	// Within a moment the heap grows to what it will be. Collecting on the way only costs time.
+	collect := pauseGC()
+	defer collect()
 	for {
-		p, err := s.takeNext(ctx, from)
+		p, err := s.takeNext(ctx, from, collect)
 		if err != nil {
 			return got, err
 		}
@@ -143,9 +148,11 @@ func (s *server) takeAll(ctx context.Context, from *taker) (got taken, err error
 }
 
 // takeNext waits for the next parcel. It has no time-out: while the other process is silent,
-// nothing is lost by serving what is here already, and only its end tells who owns the rest.
-func (s *server) takeNext(ctx context.Context, from *taker) (stolen, error) {
+// nothing is lost by serving what is here already, and only its end tells who owns the rest. But
+// from then on this is no matter of moments any more, and collect is called.
+func (s *server) takeNext(ctx context.Context, from *taker, collect func()) (stolen, error) {
 	defer time.AfterFunc(2*s.timeout, func() {
+		collect()
 		log.Printf("waiting for %v, which is silent: is it stopped? Then what it has not given yet is served after its SIGCONT", from.from)
 	}).Stop()
 	p, err := from.take(ctx)
