@@ -139,6 +139,18 @@ func TestSilence(t *testing.T) {
 	s.asking.expect(stolenLine(s.old, next))
 }
 
+// A new process that sleeps through its offer may have a descriptor of the connection. The client
+// gets its end-of-file from the old one all the same.
+func TestEndsForEverybody(t *testing.T) {
+	s := newScene(t, "", "")
+	release := s.prepare("falls silent")
+	s.asking.send("STEAL\nafter\n")
+	s.asking.expect(notAnswered(s.new))
+	s.asking.expect("after")
+	s.asking.finish("")
+	release()
+}
+
 // scene is an old and a new process, one of them doomed, and three clients.
 type scene struct {
 	t                    *testing.T

@@ -74,6 +74,7 @@ func serveStolen(ctx context.Context, s stolen, old peer, stdout io.Writer) {
 		_, err := fmt.Fprintf(s.conn, "* not stolen: pid %d has it already, and nobody waits for it there\n", os.Getpid())
 		return false, err
 	})
+	_ = s.conn.CloseWrite() // for the old process as well, should it not have closed its descriptor yet
 	log.Printf("closing descriptor %d: %s", id.fd, reason(ctx, false, err))
 }
 

@@ -74,7 +74,12 @@ func (o *oldProcess) serve(ctx context.Context, c *net.TCPConn) {
 		return taken, err
 	})
 	// Closing is all that the old process may do to a stolen connection: close(2) takes away
-	// its own descriptor, shutdown(2) would end the connection for the new process as well.
+	// its own descriptor, shutdown(2) would end the connection for the new process as well. One that
+	// is its own it ends for everybody: a new process that was offered it in vain, and sleeps, may
+	// have a descriptor of it, and then its client would wait for the end.
+	if !taken {
+		_ = c.CloseWrite() // its client may have ended it
+	}
 	log.Printf("closing descriptor %d: %s", id.fd, reason(ctx, taken, err))
 }
 
