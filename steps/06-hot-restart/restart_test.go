@@ -328,6 +328,27 @@ func TestEndsForEverybody(t *testing.T) {
 	dial(t, second.addr()).echoed("a new one")
 }
 
+// A client resets its connection while that is on its way: no reason to refuse those of the others.
+func TestResetMeanwhile(t *testing.T) {
+	path := meetingPlace(t)
+	first := startServer(t, path, "-takeover-timeout", patience.String())
+	resets, stays := dial(t, first.addr()), dial(t, first.addr())
+	resets.echoed("hello")
+	stays.echoed("hello")
+	second := startWith(t, func(cmd *exec.Cmd) {
+		quiet(cmd)
+		cmd.Env = append(cmd.Env, stopAt+`=received .*"kind":"connections"`)
+	}, "-v", "-addr", "127.0.0.1:0", "-control", path)
+	second.stopped()
+	if err := errorOf(resets.SetLinger(0), resets.TCPConn.Close()); err != nil { // a reset
+		t.Fatal(err)
+	}
+	second.signal(unix.SIGCONT)
+	second.logged(`connections moved: 2,`)
+	expectEnd(t, first)
+	stays.echoed("with the second")
+}
+
 // A server that is out of descriptors can be restarted: by one that may have more.
 func TestOutOfDescriptors(t *testing.T) {
 	path := meetingPlace(t)
