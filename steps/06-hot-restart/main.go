@@ -12,8 +12,8 @@
 // New since 04: session.go, a connection that can be stopped at any moment (standstill.go); batch.go,
 // the state of 252 of them in one sealed memfd (memfd.go), in the place of parcel.go and push.go;
 // listeners.go, accept queues that change hands; handover.go and takeover.go, the two sides of
-// it; server.go, what either of them serves; totals.go, what it has counted; supervisor.go, for
-// systemd. hello.go speaks another version of the protocol.
+// it; server.go, what either of them serves; totals.go, what it has counted; spare.go, descriptors
+// kept for a takeover; supervisor.go, for systemd. hello.go speaks another version of the protocol.
 //
 // Needs Linux 4.12 (for SO_COOKIE) and no privilege.
 package main

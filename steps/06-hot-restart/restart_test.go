@@ -340,7 +340,7 @@ func TestResetMeanwhile(t *testing.T) {
 		cmd.Env = append(cmd.Env, stopAt+`=received .*"kind":"connections"`)
 	}, "-v", "-addr", "127.0.0.1:0", "-control", path)
 	second.stopped()
-	if err := errorOf(resets.SetLinger(0), resets.TCPConn.Close()); err != nil { // a reset
+	if err := errorOf(resets.SetLinger(0), resets.Close()); err != nil { // a reset
 		t.Fatal(err)
 	}
 	second.signal(unix.SIGCONT)
