@@ -213,6 +213,28 @@ func TestNotStoppedInTime(t *testing.T) {
 	c.finish("")
 }
 
+// One that has stopped is not called busy because others are, in whatever order they are asked.
+func TestLateOnlyForOthers(t *testing.T) {
+	inShow, letGo := make(chan bool), make(chan bool)
+	server, c := serverSide(t)
+	busy := newSession(server, 0, state{})
+	served(busy, func([]byte) { inShow <- true; <-letGo })
+	c.send("hello\n")
+	<-inShow
+	server, _ = serverSide(t)
+	idle := newSession(server, 0, state{})
+	served(idle, func([]byte) {})
+	for range 20 {
+		still, late := halt([]*session{busy, idle}, 20*time.Millisecond)
+		if len(still) != 1 || still[0] != idle || len(late) != 1 {
+			t.Fatalf("%d stand still, and %d are late", len(still), len(late))
+		}
+		idle.release(goOn)
+	}
+	close(letGo)
+	c.expect("hello")
+}
+
 // A batch of sessions that have just ended is no batch: nobody waits for them.
 func TestHaltOfTheEnded(t *testing.T) {
 	server, c := serverSide(t)

@@ -42,14 +42,29 @@ func (s *session) ask() {
 // stands waits until a session that was asked stands still. If it has not stopped when late ends,
 // it goes on, and counts as busy; it may also have ended.
 func (s *session) stands(late context.Context) (still, busy bool) {
+	asked := s.asked.Load()
 	select {
-	case <-s.asked.Load().still:
-		return true, false
+	case <-asked.still:
 	case <-s.ended:
-		return false, false
 	case <-late.Done():
-		s.release(goOn)
-		return false, true
+	}
+	// If several are true, select chooses any. It may be late only for others.
+	if isClosed(asked.still) {
+		return true, false
+	}
+	if isClosed(s.ended) {
+		return false, false
+	}
+	s.release(goOn)
+	return false, true
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
