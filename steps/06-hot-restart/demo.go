@@ -47,7 +47,9 @@ func restartUnderTalk(ctx context.Context, stderr io.Writer) (lines int64, err e
 	defer os.RemoveAll(folder) // nothing of value is in it
 	path := filepath.Join(folder, "control")
 
-	server, addr, err := startActor(ctx, stderr, "-addr", "127.0.0.1:0", "-control", path)
+	// On a busy machine nobody is to be called silent who is only slow.
+	args := []string{"-addr", "127.0.0.1:0", "-control", path, "-takeover-timeout", "10s"}
+	server, addr, err := startActor(ctx, stderr, args...)
 	if err != nil {
 		return 0, err
 	}
@@ -58,7 +60,7 @@ func restartUnderTalk(ctx context.Context, stderr io.Writer) (lines int64, err e
 		if err := talk.goesOn(ctx); err != nil {
 			return 0, err
 		}
-		next, _, err := startActor(ctx, stderr, "-addr", "127.0.0.1:0", "-control", path)
+		next, _, err := startActor(ctx, stderr, args...)
 		if err != nil {
 			return 0, err
 		}

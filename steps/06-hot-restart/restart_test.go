@@ -19,10 +19,11 @@ import (
 
 // The stories: what clients see of a restart, which is nothing.
 
-// startServer runs the command once more. It returns when that process serves.
+// startServer runs the command once more, with as much time as a busy machine may need. It returns
+// when that process serves.
 func startServer(t testing.TB, path string, more ...string) *process {
 	t.Helper()
-	p := startWith(t, quiet, append([]string{"-addr", "127.0.0.1:0", "-control", path}, more...)...)
+	p := startWith(t, quiet, append([]string{"-addr", "127.0.0.1:0", "-control", path, "-takeover-timeout", patience.String()}, more...)...)
 	p.addr()
 	return p
 }
@@ -305,7 +306,7 @@ func usageOf(t *testing.T, p *process) (u usage) {
 // get their end-of-file all the same, also from the process that has taken over since.
 func TestEndsForEverybody(t *testing.T) {
 	path := meetingPlace(t)
-	first := startServer(t, path)
+	first := startServer(t, path, "-takeover-timeout", "1s")
 	one, two := dial(t, first.addr()), dial(t, first.addr())
 	one.echoed("hello")
 	two.echoed("hello")
