@@ -204,7 +204,7 @@ func silence(t *testing.T) time.Duration {
 		startServer(t, path)
 		expectEnd(t, old)
 		clients.goOn(t)
-		usual = max(usual, (10 * time.Since(begin)).Round(time.Second))
+		usual = max(usual, (4 * time.Since(begin)).Round(time.Second))
 	})
 	return usual
 }
