@@ -429,7 +429,7 @@ func TestNothingLeaks(t *testing.T) {
 		c.expect("hello")
 		c.finish("")
 	}
-	round() // what the runtime opens once, it opens now
+	round() // what the runtime opens once, it opens now; and what it closes, it may close in a moment
 	count := func() [2]int { return [2]int{len(old.descriptors()), len(new.descriptors())} }
 	before := count()
 	rounds := 500
@@ -439,7 +439,10 @@ func TestNothingLeaks(t *testing.T) {
 	for range rounds {
 		round()
 	}
-	eventually(t, fmt.Sprintf("descriptors of old and new: %v again", before), func() bool { return count() == before })
+	eventually(t, fmt.Sprintf("descriptors of old and new: no more than %v", before), func() bool {
+		now := count()
+		return now[0] <= before[0] && now[1] <= before[1]
+	})
 }
 
 func TestAnotherUserIsRefused(t *testing.T) {
