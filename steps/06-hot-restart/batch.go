@@ -93,7 +93,9 @@ type stolen struct {
 func (s stolen) Close() error {
 	var err error
 	for _, f := range s.sockets {
-		err = errors.Join(err, f.Close())
+		if closeErr := f.Close(); !errors.Is(closeErr, os.ErrClosed) { // whoever adopts one closes it
+			err = errors.Join(err, closeErr)
+		}
 	}
 	return err
 }

@@ -88,6 +88,32 @@ func TestAcceptQueues(t *testing.T) {
 	}
 }
 
+// Without a descriptor for a client that waits at an address which is given up, that client is
+// lost. Nobody else is.
+func TestNoDescriptorForWhoWaits(t *testing.T) {
+	path := meetingPlace(t)
+	first := startWith(t, quiet, "-control", path, "-addr", "127.0.0.1:0", "-addr", "127.0.0.2:0", "-takeover-timeout", patience.String())
+	first.logged(`listening on 127\.0\.0\.2:`)
+	addrs := addresses(first)
+	moves := dial(t, addrs[0])
+	moves.echoed("hello")
+	second := startWith(t, func(cmd *exec.Cmd) {
+		quiet(cmd)
+		cmd.Env = append(cmd.Env, stopAt+`=received .*"kind":"done"`)
+	}, "-v", "-control", path, "-addr", addrs[0])
+	second.stopped()
+	waits := dial(t, addrs[1])
+	none := unix.Rlimit{Cur: uint64(lowestFree(second)), Max: uint64(lowestFree(second))}
+	if err := unix.Prlimit(second.pid(), unix.RLIMIT_NOFILE, &none, nil); err != nil {
+		t.Fatal(err)
+	}
+	second.signal(unix.SIGCONT)
+	second.logged(`clients that waited at 127\.0\.0\.2:\d+: accept4: too many open files$`)
+	expectEnd(t, first)
+	moves.echoed("with the second")
+	closeQuietly(waits)
+}
+
 // An address that cannot be had: the new process says so, and the old one goes on.
 func TestAddressInUse(t *testing.T) {
 	other, err := net.Listen("tcp", "127.0.0.1:0")

@@ -209,23 +209,28 @@ func (s *server) listen(have []*listener) error {
 }
 
 // own makes what was lent this process's own. Listeners that are not asked for any more are
-// closed, when all who wait in their queues have been let in.
+// closed, when all who wait in their queues have been let in. If that fails, such as for want of
+// descriptors, it is no reason to give up the others.
 func (s *server) own() error {
-	var err error
 	for _, l := range s.surplus {
-		err = errors.Join(err, l.waiting(func(f *os.File) error {
-			c, err := s.admit(f)
-			if err == nil {
-				s.adopt(c)
-			}
-			return err
-		}), l.Close())
 		log.Printf("no longer listening on %v", l.Addr())
+		if err := errors.Join(l.waiting(s.admitAndAdopt), l.Close()); err != nil {
+			log.Printf("clients that waited at %v: %v", l.Addr(), err)
+		}
 	}
 	s.surplus = nil
-	if err := errors.Join(err, s.control.own()); err != nil {
+	if err := s.control.own(); err != nil {
 		return err
 	}
 	s.acceptNext()
 	return nil
+}
+
+// admitAndAdopt serves a client that no accept loop has let in. It owns the connection.
+func (s *server) admitAndAdopt(f *os.File) error {
+	c, err := s.admit(f)
+	if err == nil {
+		s.adopt(c)
+	}
+	return err
 }
