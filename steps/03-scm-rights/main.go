@@ -31,7 +31,6 @@ import (
 	"time"
 
 	"github.com/mdlayher/socket"
-	"golang.org/x/sys/unix"
 )
 
 // storyTime is how long a process may keep the other one waiting.
@@ -159,7 +158,7 @@ func outcome(other peer, err error) string {
 	switch {
 	case err == nil:
 		return fmt.Sprintf("both stories are told, with pid %d", other.pid)
-	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+	case errors.Is(err, io.EOF), isGone(err):
 		return fmt.Sprintf("%v is gone: %v", other, err)
 	}
 	return fmt.Sprintf("%v: %v", other, err)

@@ -109,13 +109,20 @@ func sendHello(ctx context.Context, c *socket.Conn, h hello) error {
 	}
 	trace("sending %s", record)
 	_, err = c.Sendmsg(ctx, record, nil, nil, 0)
-	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+	if isGone(err) {
 		return nil // it has hung up: what it said before that is still in our queue, and says why
 	}
 	if err == nil {
 		trace("sent %s", record)
 	}
 	return err
+}
+
+// isGone reports whether a send failed because the other side is closed or shut. ECONNREFUSED is what
+// older kernels say (5.10 does) while it is just closing. Then they drop what is in our queue, and
+// every receive is ENOTCONN.
+func isGone(err error) bool {
+	return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ECONNREFUSED)
 }
 
 // receiveHello reads one record. No room is given for descriptors: the kernel closes any that
@@ -129,8 +136,8 @@ func receiveHello(ctx context.Context, c *socket.Conn) (hello, error) {
 		n, _, flags, _, err = c.Recvmsg(ctx, record, nil, 0)
 	}
 	switch {
-	case errors.Is(err, io.EOF):
-		return hello{}, fmt.Errorf("recvmsg: %w: it hung up without a word", err)
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ENOTCONN):
+		return hello{}, fmt.Errorf("recvmsg: %w: it hung up without a word", io.EOF)
 	case errors.Is(err, context.DeadlineExceeded):
 		return hello{}, fmt.Errorf("%w: it said nothing for %v", err, helloTime)
 	case err != nil:

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"syscall"
 	"testing"
 	"time"
@@ -37,7 +38,7 @@ func controlPair(t testing.TB) (old, new *socket.Conn) {
 func TestTakenRacesWithdraw(t *testing.T) {
 	rounds := 5000
 	if testing.Short() {
-		rounds = 500
+		rounds = 150
 	}
 	server, _ := serverSide(t)
 	timeout := 200 * time.Microsecond
@@ -132,4 +133,28 @@ func sendQueue(t *testing.T, c *socket.Conn) (n int) {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// Whenever the other side closes, a send says that it is gone, and a receive that this is the end.
+// Older kernels have their own words for it while it is closing.
+func TestSendRacesClose(t *testing.T) {
+	rounds := 5000
+	if testing.Short() {
+		rounds = 50
+	}
+	for range rounds {
+		here, there := controlPair(t)
+		go closeQuietly(there)
+		var err error
+		for err == nil {
+			err = sendMessage(t.Context(), here, message{Type: "taken"})
+		}
+		if !isGone(err) {
+			t.Fatalf("send: %v", err)
+		}
+		if _, _, end := receiveMessage(t.Context(), here, 0); !errors.Is(end, io.EOF) {
+			t.Fatalf("receive, after %v: %v, want the end", err, end)
+		}
+		closeQuietly(here)
+	}
 }

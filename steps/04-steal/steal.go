@@ -187,7 +187,7 @@ func (g *giver) withdraw(ctx context.Context, id uint64, reason error, answers <
 	// In this order: a new process that finds the socket shut must find the reason before it,
 	// or it would take the connection for an orphan. So this waits as long as it must.
 	err := sendMessage(ctx, g.control, message{Type: "withdraw", ID: id, Reason: reason.Error()})
-	if err != nil && !isHangup(err) {
+	if err != nil && !isGone(err) {
 		log.Printf("withdraw offer %d of %v: %v", id, g.to, err)
 		return true
 	}
@@ -236,7 +236,7 @@ func (t *taker) take(ctx context.Context) (stolen, error) {
 func (t *taker) refuse(ctx context.Context, m message, why error) error {
 	log.Printf("refused offer %d of %v: %v", m.ID, t.from, why)
 	err := sendMessage(ctx, t.control, message{Type: "refused", ID: m.ID, Reason: why.Error()})
-	if isHangup(err) {
+	if isGone(err) {
 		return nil // that is the next thing that we receive
 	}
 	return err
@@ -254,7 +254,7 @@ func (t *taker) open(m message, fds []int) (stolen, error) {
 // commit says taken, before the first byte is read from or written to a connection.
 func (t *taker) commit(ctx context.Context, m message, s stolen) (stolen, error) {
 	err := sendMessage(ctx, t.control, message{Type: "taken", ID: m.ID})
-	if isHangup(err) {
+	if isGone(err) {
 		err = t.lastWord()
 	}
 	if err != nil {
@@ -282,11 +282,6 @@ func (t *taker) lastWord() error {
 
 func (t *taker) gaveUp(m message) error {
 	return fmt.Errorf("%v gave up: %q", t.from, m.Reason)
-}
-
-// isHangup reports whether a send failed because the other end is closed or shut.
-func isHangup(err error) bool {
-	return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)
 }
 
 // sendMessage sends a message, whole or not at all, with duplicates of fds.

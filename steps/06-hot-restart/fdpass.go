@@ -93,11 +93,12 @@ func receiveFDs(ctx context.Context, c *socket.Conn, payload []byte, least, most
 		// between it has not seen. The second answer is final, as nothing can come any more.
 		err = c.ReadFunc(ctx, "recvmsg", receive)
 	}
-	if err != nil {
-		return 0, nil, err
-	}
-	if n == 0 && controlLen == 0 {
+	switch {
+	case err == nil && n == 0 && controlLen == 0,
+		errors.Is(err, unix.ENOTCONN): // older kernels (5.10), after a send met the other side just closing
 		return 0, nil, io.EOF
+	case err != nil:
+		return 0, nil, err
 	}
 	fds, err = parseControl(control[:controlLen])
 	if wrong := checkRecord(n, len(fds), flags, least, most); err == nil {

@@ -183,7 +183,7 @@ type handover struct {
 func (h handover) give(p parcel) error {
 	defer closeQuietly(p) // it is in memory, and has been sent
 	err := h.to.exchange(context.Background(), offer{parcel: p}, h.answers)
-	if isHangup(err) {
+	if isGone(err) {
 		return fmt.Errorf("%v went away: %w", h.to.to, err)
 	}
 	return err
@@ -248,7 +248,7 @@ func (s *server) prepare(ctx context.Context, all []*session) <-chan batch {
 
 func (s *server) prepareSome(ctx context.Context, list []*session, patience time.Duration, batches chan<- batch) (busy []*session) {
 	list = slices.DeleteFunc(list, (*session).staysHere)
-	for some := range slices.Chunk(list, maxSockets) {
+	for some := range slices.Chunk(list, s.batch) {
 		if ctx.Err() != nil {
 			return nil
 		}
