@@ -25,13 +25,14 @@ import (
 // closed on departure, with an answer to every message. Compare the two: on a busy machine both
 // grow.
 func BenchmarkTakeover(b *testing.B) {
-	for _, n := range []int{100, 1000, 10_000} {
-		b.Run(fmt.Sprintf("N=%d", n), func(b *testing.B) {
+	for _, size := range []struct{ n, batch int }{{100, maxSockets}, {1000, maxSockets}, {10_000, maxSockets}, {10_000, 32}} {
+		n, batch := size.n, strconv.Itoa(size.batch)
+		b.Run(fmt.Sprintf("N=%d/batch=%s", n, batch), func(b *testing.B) {
 			if affordable(b, n) < n {
 				b.Skipf("RLIMIT_NOFILE allows fewer than %d connections", n)
 			}
 			path := meetingPlace(b)
-			server := startServer(b, path)
+			server := startServer(b, path, "-batch", batch)
 			clients := make([]*client, n)
 			for i := range clients {
 				clients[i] = dial(b, server.addr())
@@ -39,7 +40,7 @@ func BenchmarkTakeover(b *testing.B) {
 			}
 			var totals, stalls, ends, floors []time.Duration
 			for range b.N {
-				next := startServer(b, path)
+				next := startServer(b, path, "-batch", batch)
 				said := next.logged(`connections moved: (\d+), in (\S+); none stood still for longer than (\S+)$`)
 				if said[1] != strconv.Itoa(n) {
 					b.Fatalf("%s of %d connections moved", said[1], n)

@@ -54,11 +54,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	})
 	control := flags.String("control", "", "`path` of the unix socket where two processes meet; another server needs another one (default in a private folder)")
 	demo := flags.Bool("demo", false, "tell the whole story in one terminal")
+	flags.IntVar(&s.batch, "batch", maxSockets, "how many connections move at a time; fewer make each stand still for less long, and the whole takeover longer")
 	flags.DurationVar(&s.drain, "drain", 30*time.Second, "how long connections that stay are served after a takeover")
 	flags.DurationVar(&s.timeout, "takeover-timeout", time.Second, "how long the new process may take for each batch")
 	verbose := flags.Bool("v", false, "show every message")
 	if err := parseFlags(flags, args, stdout); err != nil {
 		return err
+	}
+	if s.batch < 1 || s.batch > maxSockets {
+		return usageError{fmt.Errorf("-batch %d: from 1 to %d connections fit one offer", s.batch, maxSockets)}
 	}
 	if s.timeout <= 0 || s.drain < 0 {
 		return usageError{fmt.Errorf("-takeover-timeout %v, -drain %v: the first must be more than nothing, and the second not less", s.timeout, s.drain)}

@@ -19,6 +19,7 @@ type server struct {
 	asked   []string // the addresses to serve; if there are none, those of the process before
 	path    string   // of the control socket
 	stdout  io.Writer
+	batch   int           // how many connections stand still and move together
 	drain   time.Duration // how long the old process serves what cannot be moved
 	timeout time.Duration // how long the new process may take to answer an offer
 
