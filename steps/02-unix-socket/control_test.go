@@ -109,9 +109,13 @@ func TestStartingTogether(t *testing.T) {
 }
 
 func startTogether(t *testing.T, leave func(*process)) {
+	rounds := 10
+	if testing.Short() {
+		rounds = 3
+	}
 	path := meetingPlace(t)
 	last := startOld(t, path)
-	for range 10 {
+	for range rounds {
 		leave(last)
 		var all []*process
 		for range 6 {

@@ -51,7 +51,10 @@ var kills = []struct {
 const inFlight = "in flight"
 
 func TestKillAtEveryStep(t *testing.T) {
-	for _, k := range kills {
+	for i, k := range kills {
+		if testing.Short() && i%3 != 1 {
+			continue
+		}
 		t.Run(fmt.Sprintf("%s/%s dies at %.25s", k.situation, k.victim, k.at), func(t *testing.T) {
 			t.Parallel()
 			if k.situation == "falls silent" {

@@ -246,7 +246,7 @@ func TestSignalsEndBoth(t *testing.T) {
 func TestManyUnderLoad(t *testing.T) {
 	clients := 200
 	if testing.Short() {
-		clients = 40
+		clients = 10
 	}
 	old, new, addr := startBoth(t)
 	var all []*client
@@ -434,7 +434,7 @@ func TestNothingLeaks(t *testing.T) {
 	before := count()
 	rounds := 500
 	if testing.Short() {
-		rounds = 100
+		rounds = 30
 	}
 	for range rounds {
 		round()

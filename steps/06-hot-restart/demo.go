@@ -157,9 +157,9 @@ func (t *talk) client(ctx context.Context, addr string, number int) error {
 	return nil
 }
 
-// goesOn waits until ten more lines for each client have come back.
+// goesOn waits until two more lines for each client have come back.
 func (t *talk) goesOn(ctx context.Context) error {
-	for until := t.lines.Load() + 10*demoClients; t.lines.Load() < until; {
+	for until := t.lines.Load() + 2*demoClients; t.lines.Load() < until; {
 		select {
 		case err := <-t.failed:
 			return err

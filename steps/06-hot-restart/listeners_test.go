@@ -169,6 +169,7 @@ func TestAddressOverlaps(t *testing.T) {
 
 // A gate that is shut lets nobody through, and opened again it lets everybody.
 func TestGate(t *testing.T) {
+	t.Parallel()
 	tcp, err := listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +191,11 @@ func TestGate(t *testing.T) {
 			}
 		}
 	}()
-	for range 100 {
+	rounds := 100
+	if testing.Short() {
+		rounds = 20
+	}
+	for range rounds {
 		l.shut()
 		l.shut() // once more changes nothing
 		c := dial(t, l.Addr().String())

@@ -137,7 +137,7 @@ func serverEnds(t testing.TB) map[ports]serverEnd {
 func TestTenRestartsUnderLoad(t *testing.T) {
 	talkers, restarts := 200, 10
 	if testing.Short() {
-		talkers, restarts = 20, 3
+		talkers, restarts = 10, 2
 	}
 	path := meetingPlace(t)
 	server := startServer(t, path)
@@ -196,7 +196,7 @@ func stateOf(t testing.TB, p *process) (s said) {
 func TestTenThousand(t *testing.T) {
 	n := 10_000
 	if testing.Short() {
-		n = 500
+		n = 260
 	}
 	n = affordable(t, n)
 	path := meetingPlace(t)
@@ -251,7 +251,11 @@ func TestNothingLeaks(t *testing.T) {
 	server := startServer(t, path)
 	stays := dial(t, server.addr())
 	var first, last usage
-	for i := range 11 {
+	restarts := 11
+	if testing.Short() {
+		restarts = 4
+	}
+	for i := range restarts {
 		stays.echoed("hello")
 		next := startServer(t, path)
 		expectEnd(t, server)
@@ -262,10 +266,10 @@ func TestNothingLeaks(t *testing.T) {
 		}
 	}
 	if last.descriptors != first.descriptors || last.goroutines > first.goroutines {
-		t.Errorf("after one restart: %+v; after eleven: %+v", first, last)
+		t.Errorf("after one restart: %+v; after %d: %+v", first, restarts, last)
 	}
 	if last.kilobytes > 2*first.kilobytes {
-		t.Errorf("%d KiB after one restart, %d after eleven", first.kilobytes, last.kilobytes)
+		t.Errorf("%d KiB after one restart, %d after %d", first.kilobytes, last.kilobytes, restarts)
 	}
 	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
 		t.Errorf("beside the control socket: %v, %v", left, err)
@@ -356,7 +360,7 @@ func TestOutOfDescriptors(t *testing.T) {
 	first := startServer(t, path)
 	addr := first.addr()
 	var clients []*client
-	for range 300 {
+	for range crowdSize() {
 		clients = append(clients, dial(t, addr))
 		clients[len(clients)-1].echoed("hello")
 	}
@@ -424,6 +428,7 @@ func TestDrainEnds(t *testing.T) {
 // Nobody reads what the old process prints: the client whose line it wants to print cannot be moved.
 // All others can, and the old process ends when it is told to.
 func TestBlockedOutput(t *testing.T) {
+	t.Parallel()
 	path := meetingPlace(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -513,7 +518,7 @@ func TestTerminationDuringTakeover(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	for _, wrong := range [][]string{{"-takeover-timeout", "0"}, {"-drain", "-1s"}, {"-addr", "nonsense"}, {"-nonsense"}, {"stray"}} {
+	for _, wrong := range [][]string{{"-batch", "0"}, {"-batch", "253"}, {"-takeover-timeout", "0"}, {"-drain", "-1s"}, {"-addr", "nonsense"}, {"-nonsense"}, {"stray"}} {
 		p := start(t, wrong...)
 		if status := p.status(); status != 2 || len(p.err.all(``)) != 1 {
 			t.Errorf("%v: exit status %d, want 2 and one line:\n%s", wrong, status, p.err)
@@ -529,7 +534,7 @@ func TestDemo(t *testing.T) {
 
 // The verdict is computed: when a process dies in the middle, it is bad.
 func TestDemoCanFail(t *testing.T) {
-	demo := startWith(t, func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, killAt+`=, generation 3`) }, "-demo")
+	demo := startWith(t, func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, killAt+`=, generation 2`) }, "-demo")
 	demo.logged(`verdict: BAD: the server ended before it served$`)
 	if status := demo.status(); status != 1 {
 		t.Errorf("exit status %d, want 1", status)
