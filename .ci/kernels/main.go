@@ -4,6 +4,9 @@
 //
 //	.ci/kernels/run [-update] [-step NAME] [all | VERSION...]
 //
+// Without a version it takes those that most people have, and in Yama's modes 1 to 3 only the tests
+// of who may take whose descriptors: the others are little different there, and take minutes.
+//
 // Exit status: 1 if a test failed or something differs; else 2 if a kernel could not be had or did
 // not reach its end, twice.
 package main
@@ -12,10 +15,12 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -63,7 +68,8 @@ func run(work string, versions []string) []error {
 	if err != nil {
 		return []error{err}
 	}
-	tests, err := build(filepath.Join(work, "tests"))
+	quick := len(versions) == 0 && !*update
+	tests, err := build(filepath.Join(work, "tests"), quick)
 	if err != nil {
 		return []error{err}
 	}
@@ -80,9 +86,9 @@ func run(work string, versions []string) []error {
 	}
 
 	// One kernel and one user is one boot. It takes one processor, and much of the time none, while
-	// its tests wait for something: so there is one more than there are processors.
+	// its tests wait for something: so there are two more than there are processors.
 	var wait sync.WaitGroup
-	processors := make(chan bool, runtime.NumCPU()+1)
+	processors := make(chan bool, runtime.NumCPU()+2)
 	reports, errs := make([]report, len(kernels)*len(users)), make([]error, len(kernels)*len(users))
 	for i := range reports {
 		k, user := kernels[i/len(users)], users[i%len(users)]
@@ -115,7 +121,7 @@ func run(work string, versions []string) []error {
 			}
 			continue
 		}
-		errs = append(errs, compare(k.version, facts))
+		errs = append(errs, compare(k.version, facts, tests))
 	}
 	return errs
 }
@@ -151,25 +157,27 @@ func choose(versions []string) ([]kernel, error) {
 // test is one program for the guest.
 type test struct {
 	name, args string
-	yama       bool // to be run under each of Yama's modes
+	yama       string // a pattern: what is to be run in Yama's other modes too
 }
 
 // build compiles the tests of all steps, and the probe, for machines without anything else.
-func build(to string) ([]test, error) {
+func build(to string, quick bool) ([]test, error) {
 	steps, err := filepath.Glob("steps/[0-9][0-9]-*")
 	if err != nil || len(steps) == 0 {
 		return nil, fmt.Errorf("no steps: %w", err)
 	}
 	tests := []test{{name: "probe"}}
-	compile := [][]string{{"build", "-o", filepath.Join(to, "probe"), "./" + folder + "/probe"}}
+	compile := [][]string{{"build", "-ldflags=-s -w", "-o", filepath.Join(to, "probe"), "./" + folder + "/probe"}}
 	for _, step := range steps {
 		name := filepath.Base(step)
 		if *only != "" && *only != name {
 			continue
 		}
-		compile = append(compile, []string{"test", "-c", "-o", filepath.Join(to, name), "./" + step})
-		source, err := os.ReadFile(step + "/denied_test.go")
-		yama := err == nil && strings.Contains(string(source), "func TestYama(")
+		compile = append(compile, []string{"test", "-c", "-ldflags=-s -w", "-o", filepath.Join(to, name), "./" + step})
+		yama, err := ofYama(step, quick)
+		if err != nil {
+			return nil, err
+		}
 		tests = append(tests, test{name, "-test.v=test2json -test.short -test.parallel=4", yama})
 	}
 	if len(tests) == 1 {
@@ -184,4 +192,26 @@ func build(to string) ([]test, error) {
 		}
 	}
 	return tests, nil
+}
+
+// ofYama is a pattern for the tests of a step that want each of Yama's modes, if it has any: all, or
+// if it should be quick, those of who may take whose descriptors.
+func ofYama(step string, quick bool) (pattern string, err error) {
+	var names []string
+	for _, file := range []string{"denied_test.go", "relations_test.go"} {
+		source, err := os.ReadFile(filepath.Join(step, file))
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+		if err != nil {
+			return "", err
+		}
+		for _, test := range regexp.MustCompile(`(?m)^func (Test\w+)\(t `).FindAllSubmatch(source, -1) {
+			names = append(names, string(test[1]))
+		}
+	}
+	if !quick {
+		return ".", nil
+	}
+	return "^(" + strings.Join(names, "|") + ")$", nil
 }

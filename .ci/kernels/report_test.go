@@ -28,6 +28,20 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// What was not asked for is not missed.
+func TestAsked(t *testing.T) {
+	const golden = "skip root 0 05-pidfd TestA: why\nskip root 1 05-pidfd TestA/a: why\nskip root 1 05-pidfd TestB: why\n"
+	for pattern, want := range map[string]string{
+		".":            golden,
+		"^(TestA|Te)$": strings.Replace(golden, "skip root 1 05-pidfd TestB: why\n", "", 1),
+		"^(TestNone)$": "skip root 0 05-pidfd TestA: why\n",
+	} {
+		if got := asked(golden, []test{{name: "05-pidfd", yama: pattern}}); got != want {
+			t.Errorf("%s: got %q, want %q", pattern, got, want)
+		}
+	}
+}
+
 // A skip too many and a skip too few are both noticed.
 func TestDifferences(t *testing.T) {
 	const golden = "skip a\nskip b\n"
