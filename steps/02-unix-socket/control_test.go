@@ -111,7 +111,7 @@ func TestStartingTogether(t *testing.T) {
 func startTogether(t *testing.T, leave func(*process)) {
 	rounds := 10
 	if testing.Short() {
-		rounds = 3
+		rounds = 2
 	}
 	path := meetingPlace(t)
 	last := startOld(t, path)

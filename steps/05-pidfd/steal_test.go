@@ -246,7 +246,7 @@ func TestSignalsEndBoth(t *testing.T) {
 func TestManyUnderLoad(t *testing.T) {
 	clients := 200
 	if testing.Short() {
-		clients = 10
+		clients = 5
 	}
 	old, new, addr := startBoth(t)
 	var all []*client

@@ -83,7 +83,7 @@ var kills = []struct {
 
 func TestKillAtEveryStep(t *testing.T) {
 	for i, k := range kills {
-		if testing.Short() && i%11 != 1 {
+		if testing.Short() && i%16 != 1 {
 			continue
 		}
 		t.Run(fmt.Sprintf("%s/%s dies at %.40s", k.situation, k.victim, k.at), func(t *testing.T) {

@@ -170,8 +170,8 @@ func TestLyingNewProcess(t *testing.T) {
 	} {
 		for id, kind := range offers[1:] {
 			id := uint64(id + 1)
-			if testing.Short() && uint64(len(name))%3 != id-1 {
-				continue // one kind for each lie
+			if testing.Short() && uint64(len(name))%6 != id {
+				continue // some
 			}
 			t.Run(name+"/"+kind, func(t *testing.T) {
 				t.Parallel()

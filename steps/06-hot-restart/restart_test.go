@@ -534,7 +534,7 @@ func TestDemo(t *testing.T) {
 
 // The verdict is computed: when a process dies in the middle, it is bad.
 func TestDemoCanFail(t *testing.T) {
-	demo := startWith(t, func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, killAt+`=, generation 2`) }, "-demo")
+	demo := startWith(t, func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, killAt+`=, generation 1`) }, "-demo")
 	demo.logged(`verdict: BAD: the server ended before it served$`)
 	if status := demo.status(); status != 1 {
 		t.Errorf("exit status %d, want 1", status)
