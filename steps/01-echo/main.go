@@ -1,72 +1,66 @@
 //go:build linux
 
-// Step 01: a TCP server that sends every line back, and shows the descriptors behind it.
+// Step 01: a TCP server that sends every line back, and names the socket behind each connection.
 //
-//	go run ./steps/01-echo            # in one terminal
-//	nc 127.0.0.1 8080                 # in another: type lines
+//	go run ./steps/01-echo            # in one terminal; wait for "listening on"
+//	nc 127.0.0.1 8080                 # in another: type lines, each comes back
 //
-// This is the ground floor. For every connection it prints the number that the kernel
-// chose for it in this process's descriptor table, and the socket's own identity, which
-// no table changes. Later steps move that socket into another process's table.
+// For every client it prints the number by which this process knows the socket, and what the
+// kernel itself calls it. Later steps move that very socket into another process.
+//
+//	main.go      read: the server, and what it does for one client
+//	socket.go    read, copy: what the kernel calls a socket
+//	listen.go    read: a TCP listener, and the accept loop
+//	process.go   skip: flags, log, signals
 //
 // Needs Linux 4.12 (for SO_COOKIE) and no privilege.
 package main
 
 import (
-	"context"
+	"bufio"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"log"
 	"net"
-	"os"
 )
 
-func main() { os.Exit(command(run)) }
-
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	nameProcess("echo", stderr)
-	flags := flag.NewFlagSet("01-echo", flag.ContinueOnError)
-	addr := flags.String("addr", "127.0.0.1:8080", "TCP `host:port` to serve; port 0 lets the kernel choose")
-	if err := parseFlags(flags, args, stdout); err != nil {
-		return err
-	}
-
-	listener, err := listen(*addr)
-	if err != nil {
-		return err
-	}
-	id, err := identify(listener)
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	log.Printf("%v, listening on %v", id, listener.Addr())
-
-	return acceptAll(ctx, listener, listener.AcceptTCP, func(c *net.TCPConn) {
-		serve(ctx, c, func(line []byte) { show(stdout, line) })
-	})
+func main() {
+	addr := flag.String("addr", "127.0.0.1:8080", "TCP `host:port` to serve; port 0 lets the kernel choose")
+	flag.Parse()
+	start("echo")
+	exitOnSignal(func() {}) // nothing to clean up
+	log.Fatal(serveTCP(*addr, serve))
 }
 
-// serve echoes one connection until its client has nothing more to say, or ctx ends.
-func serve(ctx context.Context, c *net.TCPConn, show func(line []byte)) {
-	stop := context.AfterFunc(ctx, func() { closeQuietly(c) })
-	defer stop()
-	id, err := identify(c)
-	if err != nil {
-		log.Printf("client %v: %v", c.RemoteAddr(), err)
-		return
+// serve echoes one client until it has nothing more to say, and closes the connection.
+func serve(c *net.TCPConn) {
+	defer c.Close() // ends the connection: nobody else has a descriptor of this socket
+	fd, cookie, err := identify(c)
+	log.Printf("client %v is descriptor %d, cookie %d", c.RemoteAddr(), fd, cookie)
+	if err == nil {
+		err = echo(c)
 	}
-	log.Printf("client %v -> %v is %v", c.RemoteAddr(), c.LocalAddr(), id)
-	log.Printf("closing descriptor %d: %s", id.fd, reason(ctx, echo(c, show)))
+	log.Printf("closing descriptor %d: %v", fd, err)
 }
 
-// reason says in words why a connection ends.
-func reason(ctx context.Context, err error) string {
-	switch {
-	case ctx.Err() != nil:
-		return "this process is ending"
-	case err != nil:
-		return err.Error()
+// echo sends every line back as it came, and shows it. It returns io.EOF when the client has
+// ended its side; a last line without a newline counts. A line longer than the buffer, which
+// bounds what one client makes this process remember, is echoed in pieces.
+func echo(c io.ReadWriter) error {
+	in := bufio.NewReaderSize(c, 16<<10)
+	for {
+		line, err := in.ReadSlice('\n')
+		if len(line) > 0 {
+			// Quoted and cut: a client's bytes must not move the terminal's cursor, or worse.
+			fmt.Printf("%q\n", line[:min(len(line), 80)])
+			if _, err := c.Write(line); err != nil {
+				return err
+			}
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return err
+		}
 	}
-	return "after the client's end-of-file"
 }

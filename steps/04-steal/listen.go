@@ -3,27 +3,38 @@
 package main
 
 import (
-	"errors"
 	"fmt"
+	"log"
 	"net"
-
-	"golang.org/x/sys/unix"
+	"strings"
+	"time"
 )
 
-// listen opens a TCP listener. The caller closes it.
-func listen(addr string) (*net.TCPListener, error) {
-	tcpAddr, err := net.ResolveTCPAddr("tcp", addr)
+// serveTCP listens on addr and gives everyone who connects to serve, in a goroutine of its own.
+// It returns only if it cannot listen.
+//
+// An error of accept(2) is about one pending connection, or a shortage that will pass. Whoever else
+// connects waits in the accept queue; so the loop goes on, and reports an error once a minute.
+func serveTCP(addr string, serve func(*net.TCPConn)) error {
+	network := "tcp"
+	if strings.HasPrefix(addr, "0.0.0.0:") {
+		network = "tcp4" // of "tcp" and 0.0.0.0 package net makes [::], which is IPv6 as well
+	}
+	listener, err := net.Listen(network, addr)
 	if err != nil {
-		return nil, fmt.Errorf("-addr %s: %w", addr, err)
+		return fmt.Errorf("%w: choose another with -addr, or stop what has it (ss -ltnp)", err)
 	}
-	l, err := net.ListenTCP("tcp", tcpAddr)
-	switch {
-	case errors.Is(err, unix.EADDRINUSE):
-		return nil, fmt.Errorf("%w: stop the process that has it (ss -ltnp shows it), or choose another port with -addr", err)
-	case errors.Is(err, unix.EACCES):
-		return nil, fmt.Errorf("%w: ports below 1024 need CAP_NET_BIND_SERVICE; choose another with -addr", err)
-	case err != nil:
-		return nil, err
+	log.Printf("listening on %v", listener.Addr())
+	for reported := (time.Time{}); ; {
+		c, err := listener.Accept()
+		if err == nil {
+			go serve(c.(*net.TCPConn))
+			continue
+		}
+		if time.Since(reported) > time.Minute {
+			reported = time.Now()
+			log.Printf("%v: clients wait in the accept queue until it works again", err)
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
-	return l, nil
 }

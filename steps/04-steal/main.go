@@ -2,65 +2,52 @@
 
 // Step 04: STEAL. A live TCP connection moves to another process, and its client goes on talking.
 //
-//	go run ./steps/04-steal              # the old process: serves TCP
+//	go run ./steps/04-steal              # the old process: serves TCP; wait for "listening on"
 //	nc 127.0.0.1 8080                    # a client: type lines
 //	go run ./steps/04-steal -c           # the new process: waits
 //	STEAL                                # typed in nc
 //
 // Or all of it in one terminal: go run ./steps/04-steal -demo
 //
-// New since 03: steal.go, the protocol that decides who has the connection, whoever dies and
-// whenever; parcel.go, what one offer holds; push.go, its one message that carries a descriptor;
-// verify.go, what the new process checks before it says yes; old.go and new.go, the two
-// processes. echo.go is that of step 01 with an eye for STEAL.
+//	main.go      skip: flags
+//	session.go   read: the two processes, what either does for a client, and the STEAL line
+//	steal.go     read, copy: who has the connection, whoever dies and whenever
+//	push.go      read, copy: the one message with a descriptor in it
+//	demo.go      skip: plays all parts
+//	fdpass.go    known from 03
+//	control.go   known from 02
+//	socket.go    known from 01, and listen.go and process.go too
 //
 // Needs Linux 4.12 (for SO_COOKIE) and no privilege.
 package main
 
 import (
-	"context"
 	"flag"
-	"fmt"
-	"io"
 	"log"
-	"os"
 	"time"
 )
 
-func main() { os.Exit(command(run)) }
-
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	nameProcess("old", stderr)
-	flags := flag.NewFlagSet("04-steal", flag.ContinueOnError)
-	addr := flags.String("addr", "127.0.0.1:8080", "TCP `host:port` to serve; port 0 lets the kernel choose")
-	control := flags.String("control", "", "`path` of the unix socket where the two processes meet (default in a private folder)")
-	connect := flags.Bool("c", false, "be the new process: connect to the old one and wait")
-	demo := flags.Bool("demo", false, "tell the whole story in one terminal")
-	timeout := flags.Duration("timeout", time.Second, "how long the new process may take to answer an offer")
-	verbose := flags.Bool("v", false, "show every message")
-	if err := parseFlags(flags, args, stdout); err != nil {
-		return err
+func main() {
+	addr := flag.String("addr", "127.0.0.1:8080", "TCP `host:port` to serve; port 0 lets the kernel choose")
+	control := flag.String("control", "", "`path` of the unix socket where the two processes meet (default in a private folder)")
+	connect := flag.Bool("c", false, "be the new process: connect to the old one and wait")
+	demo := flag.Bool("demo", false, "tell the whole story in one terminal")
+	timeout := flag.Duration("timeout", time.Second, "how long the new process may take to answer an offer")
+	flag.Parse()
+	path, err := controlPath(*control, "04-steal")
+	switch {
+	case err != nil:
+	case *demo:
+		start("demo")
+		err = runDemo()
+	case *connect:
+		start("new")
+		err = runNew(path)
+	default:
+		start("old")
+		err = runOld(*addr, path, *timeout)
 	}
-	if *timeout <= 0 {
-		return usageError{fmt.Errorf("-timeout %v: a new process needs some time to answer", *timeout)}
-	}
-	if *verbose {
-		trace = log.Printf
-	}
-	if *demo {
-		nameProcess("demo", stderr)
-		return runDemo(ctx, stdout, stderr)
-	}
-	if *connect {
-		nameProcess("new", stderr)
-	}
-	path, err := controlPath(*control, flags.Name())
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
-	if *connect {
-		return runNew(ctx, path, stdout)
-	}
-	old := &oldProcess{stdout: stdout, timeout: *timeout}
-	return old.run(ctx, *addr, path)
 }

@@ -2,318 +2,296 @@
 
 package main
 
-// The protocol by which a live TCP connection changes its process. To copy: this file with
-// parcel.go, what one offer holds, and one that gets the descriptor across (push.go, for one),
-// and verify.go, fdpass.go, identity.go, borrow.go, hello.go and control.go. It promises that a
-// connection is never served by two processes, never by none while its owner lives, and that
-// both know who that is, whoever is killed and whenever.
+// The protocol by which a live TCP connection changes its process. To copy: this file with push.go,
+// fdpass.go, control.go and socket.go. It promises that a connection is never served by two
+// processes, never by none while its owner lives, and that both know who that is, whoever is
+// killed and whenever.
 //
-// Two sides that can only send each other messages can never be sure that they agree: the
-// last message may be lost. These two sides share a kernel. What it has queued stays
-// readable after its sender died, and behind shutdown(2) no later message gets in. So:
+// Two sides that can only send each other messages can never be sure that they agree: the last
+// message may be lost. These two share a kernel. What it has queued stays readable after its
+// sender died, and behind shutdown(2) no later message gets in. So:
 //
-//   - "taken" is the commit point. Once the new process has queued it, the connection is the
-//     new one's, although the old one may not know yet.
-//   - An old process that tires of waiting says "withdraw", shuts its socket down, and reads
-//     the queue to its end. Either "taken" was in time, or it will never come. Until "withdraw"
-//     is in the queue, it does not touch the connection.
-//   - A new process whose "taken" no longer gets in reads to the end too. It finds "withdraw",
-//     or an old process that died before it could take the connection back.
+//   - "taken" is the commit point. Once the new process has queued it, the connection is the new
+//     one's, although the old one may not know yet.
+//   - An old process that tires of waiting says "withdraw", shuts its socket down, and reads its
+//     queue to the end. Either "taken" was in time, or it will never come. Until "withdraw" is
+//     queued, it does not touch the connection.
+//   - A new process whose "taken" no longer gets in reads its queue to the end too. It finds
+//     "withdraw"; or the old process died before it could take the connection back, and then
+//     nobody serves it but us.
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"os"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/socket"
 	"golang.org/x/sys/unix"
 )
 
-// message is one record on the control socket, after the hellos.
+// state is what user space knows of a connection, and the new process needs: the socket is not
+// all of it. Add here what your own server must know to go on.
+type state struct {
+	Client string `json:"client,omitempty"` // its address, for the log
+	Unread []byte `json:"unread,omitempty"` // read from the socket, and not yet answered
+}
+
+// maxUnread bounds state.Unread, in bytes. An offer is JSON, so that strace shows it, and a record
+// holds it in base64, which is a third longer.
+const (
+	maxUnread = 16 << 10
+	maxRecord = 32 << 10
+)
+
+// message is one record on the control socket.
 type message struct {
-	Type    string `json:"type"`         // offer, taken, refused or withdraw
-	ID      uint64 `json:"id,omitempty"` // which offer
-	content        // offer: see parcel.go
-	Reason  string `json:"reason,omitempty"` // refused, withdraw: in words
+	Type   string `json:"type"`             // offer, taken, refused or withdraw
+	FD     int    `json:"fd,omitempty"`     // offer: the descriptor's number in the old process
+	Cookie uint64 `json:"cookie,omitempty"` // offer: the socket's SO_COOKIE
+	state         // offer
+	Reason string `json:"reason,omitempty"` // refused, withdraw: in words
 }
 
-// nonsense is the type that receiveMessage gives to a record that is no message.
-const nonsense = "nonsense"
-
-// complaint says what is wrong with a message that has no place in the conversation.
-func (m message) complaint() error {
-	if m.Type == nonsense {
-		return errors.New(m.Reason)
-	}
-	return fmt.Errorf("unexpected %q for offer %d", m.Type, m.ID)
-}
-
-// maxRecord bounds a record: an offer with a full buffer of unread input, in base64.
-const maxRecord = 32 << 10
-
-// errNobodyWaits is why a connection stays where it is when there is nowhere to go.
-var errNobodyWaits = errors.New("no new process is waiting")
-
-// giver is the old process's side of the control connection to a new one. One goroutine is in
-// run, and makes one offer after the other; one is in listen, and passes the answers on to it.
-// The connections' own goroutines call give, and wait in there.
+// giver is the old process's side: it gives connections to the first process in line.
 type giver struct {
-	to      peer
-	control *socket.Conn
+	line    *socket.Conn  // listens; its accept queue is the line
 	timeout time.Duration // how long an offer may stay unanswered
-	offers  chan offer
-	gone    chan struct{} // closed by stop
-	lastID  uint64
-	over    bool // an offer has been withdrawn, and with it the conversation
+
+	mu   sync.Mutex // one offer at a time, its answer awaited by whoever made it
+	to   *socket.Conn
+	peer peer // at the other end of to; no longer in the queue
 }
 
-// offer is a parcel on its way to the new process.
-type offer struct {
-	parcel
-	result chan error
-}
+// errGone is that the other process is no more.
+var errGone = errors.New("gone")
 
-// newGiver gives nothing before run runs: until then, whoever wants to give waits. The control
-// connection stays the caller's.
-func newGiver(control *socket.Conn, to peer, timeout time.Duration) *giver {
-	return &giver{to: to, control: control, timeout: timeout, offers: make(chan offer), gone: make(chan struct{})}
-}
-
-// give offers p to the new process. After nil its connection is the new one's: the caller closes
-// its descriptor, and must not call shutdown(2), read or write. After an error, which is the
-// reason in words, it is still the caller's, and untouched. Nothing may read or write it
-// meanwhile.
-func (g *giver) give(p parcel) error {
-	o := offer{p, make(chan error, 1)}
-	select {
-	case g.offers <- o:
-		return <-o.result
-	case <-g.gone:
-		return errNobodyWaits
-	}
-}
-
-// stop tells everyone who waits to give something that nothing can be given any more.
-func (g *giver) stop() { close(g.gone) }
-
-// run gives one connection after the other, until the new process is gone, breaks the protocol
-// or falls silent, which its error says; or until ctx ends, and no offer is open that must be
-// answered all the same (answerTime). Then it is nil, and the caller calls stop, closes the control
-// connection, and ends with ctx as well.
-func (g *giver) run(ctx context.Context) error {
-	answers := make(chan message)
-	go g.listen(answers)
-	for ctx.Err() == nil {
-		select {
-		case o := <-g.offers:
-			o.result <- g.exchange(ctx, o, answers)
-			if g.over {
-				return fmt.Errorf("%v no longer waits", g.to)
-			}
-		case m, open := <-answers:
-			if !open {
-				return fmt.Errorf("%v no longer waits", g.to)
-			}
-			err := g.brokenBy(m)
-			g.withdraw(ctx, 0, err, answers) // no offer is open
-			return err
-		case <-ctx.Done():
-		}
-	}
-	return nil
-}
-
-// listen passes on what the new process says until end-of-file, and then closes answers.
-func (g *giver) listen(answers chan<- message) {
-	defer close(answers)
+// give offers c, whose reader has stopped, to the first process in line, and waits for the answer.
+// Nothing may read, write or close c meanwhile.
+//
+// After nil the connection is the new process's: close c, and never call shutdown(2), read or
+// write. After an error, which is the reason in words, it is still the caller's, untouched, and
+// can be served on. If it is to end instead, call shutdown(2) before close(2): a process that was
+// offered it and sleeps may have a descriptor of it.
+//
+// An offer with more than some 23 KiB of unread bytes fits no record, and is not sent.
+func (g *giver) give(c syscall.Conn, s state) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	for {
-		m, _, err := receiveMessage(context.Background(), g.control, 0)
-		switch {
-		case errors.Is(err, io.EOF):
-			return
-		case err != nil: // the queue goes on, and what counts may still be in it
-			m = message{Type: nonsense, Reason: err.Error()}
+		if g.to == nil {
+			if err := g.next(); err != nil {
+				return err
+			}
 		}
-		select {
-		case answers <- m:
-		case <-g.gone:
-			return
+		if err := g.offer(c, s); !errors.Is(err, errGone) {
+			return err
 		}
+		g.drop()
 	}
 }
 
-// exchange makes one offer and returns nil once the new process has taken it. If ctx ends before
-// there is an answer, and there is no more time to wait for one, it returns nil too: this process
-// will never touch the connection again, and when its end of the control connection closes, the
-// new process takes an orphan, if it has the descriptor by then.
-func (g *giver) exchange(ctx context.Context, o offer, answers <-chan message) error {
-	g.lastID++
-	id := g.lastID
-	inTime, cancel := answerTime(ctx, g.timeout)
-	defer cancel()
-	if err := o.send(inTime, g.control, id); err != nil {
-		return fmt.Errorf("offer to %v: %w", g.to, err) // nothing was sent, so nothing is open
-	}
-
-	var reason error
-	select {
-	case a, open := <-answers:
-		switch {
-		case !open: // the queue has ended, and taken was not in it
-			return fmt.Errorf("%v went away without taking it", g.to)
-		case a.ID == id && a.Type == "taken":
-			return nil
-		case a.ID == id && a.Type == "refused":
-			return fmt.Errorf("%v refused: %q", g.to, a.Reason)
+// next accepts the next process in line, if there is one that may be here.
+func (g *giver) next() error {
+	for {
+		fd := -1
+		err := borrow(g.line, func(line int) (err error) {
+			fd, _, err = unix.Accept4(line, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC) // does not wait
+			return os.NewSyscallError("accept4", err)
+		})
+		if errors.Is(err, unix.EAGAIN) {
+			return errors.New("no new process is waiting")
 		}
-		reason = g.brokenBy(a)
-	case <-inTime.Done():
-		reason = fmt.Errorf("%v did not answer within %v", g.to, g.timeout)
+		if err == nil {
+			g.to, err = socket.New(fd, "control")
+		}
+		if err != nil {
+			return err
+		}
+		g.peer, err = peerOf(g.to)
+		if err == nil {
+			return nil
+		}
+		log.Print(err)
+		sendMessage(g.to, message{Type: "refused", Reason: err.Error()}) // it may be gone
+		g.drop()
 	}
-	if ctx.Err() != nil || g.withdraw(ctx, id, reason, answers) {
+}
+
+// drop ends the conversation with the first in line.
+func (g *giver) drop() {
+	g.to.Close()
+	g.to = nil
+}
+
+// offer makes one offer. Its error is errGone if the first in line is no more.
+func (g *giver) offer(c syscall.Conn, s state) error {
+	fd, cookie, err := identify(c)
+	if err != nil {
+		return err
+	}
+	g.to.SetDeadline(time.Now().Add(g.timeout)) // fails on what is closed, as the next call does
+	m := message{Type: "offer", FD: fd, Cookie: cookie, state: s}
+	if err := sendOffer(g.to, m, c); err != nil {
+		return err // errGone, or there is no room; nothing was sent
+	}
+	answer, _, err := receiveMessage(g.to, 0)
+	switch {
+	case err == nil && answer.Type == "taken":
+		return nil
+	case err == nil && answer.Type == "refused":
+		return fmt.Errorf("%v refused: %q", g.peer, answer.Reason)
+	case errors.Is(err, io.EOF):
+		return errGone // its queue has ended, and taken was not in it
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return g.withdraw(fmt.Errorf("%v did not answer within %v", g.peer, g.timeout))
+	}
+	return g.withdraw(fmt.Errorf("%v broke the protocol: it answered %q (%v)", g.peer, answer.Type, err))
+}
+
+// withdraw takes the open offer back, for that reason, and ends the conversation. It returns nil
+// if the new process had taken the connection in time.
+func (g *giver) withdraw(reason error) error {
+	// In this order: a new process that finds the socket shut must find the reason before it, or
+	// it would take the connection for an orphan. So this waits for room as long as it must.
+	g.to.SetDeadline(time.Time{})
+	m := message{Type: "withdraw", Reason: reason.Error()}
+	for err := sendMessage(g.to, m); err != nil && !errors.Is(err, errGone); err = sendMessage(g.to, m) {
+		log.Printf("withdraw: %v; trying again, as nothing else is safe", err) // ENOBUFS, say
+		time.Sleep(time.Second)
+	}
+	g.to.Shutdown(unix.SHUT_RDWR) // fails if the new process has hung up: the queue ends all the same
+	taken := drain(g.to, "taken")
+	g.drop()
+	if taken != nil {
 		return nil
 	}
 	return reason
 }
 
-// withdraw ends the conversation in such a way that both sides know who has the connection of
-// the open offer. It reports whether that is not this process any more: the new one had taken
-// it in time; or ctx ended before it could be withdrawn, as in exchange.
-func (g *giver) withdraw(ctx context.Context, id uint64, reason error, answers <-chan message) (gone bool) {
-	// In this order: a new process that finds the socket shut must find the reason before it,
-	// or it would take the connection for an orphan. So this waits as long as it must.
-	err := sendMessage(ctx, g.control, message{Type: "withdraw", ID: id, Reason: reason.Error()})
-	if err != nil && !isGone(err) {
-		log.Printf("withdraw offer %d of %v: %v", id, g.to, err)
-		return true
-	}
-	if err := g.control.Shutdown(unix.SHUT_RDWR); err != nil {
-		log.Printf("%v: %v", g.to, err) // not connected any more: the queue ends all the same
-	}
-	g.over = true
-	for a := range answers {
-		gone = gone || a.ID == id && a.Type == "taken"
-	}
-	return gone
-}
-
-// brokenBy is the error of an answer that nothing has asked for.
-func (g *giver) brokenBy(m message) error {
-	return fmt.Errorf("%v broke the protocol: %w", g.to, m.complaint())
-}
-
-// taker is the new process's side of the control connection to the old one.
-type taker struct {
-	from    peer
-	control *socket.Conn
-}
-
-// take waits for the next parcel that is this process's to serve. Offers that are not what
-// they say are refused. Its error is io.EOF when the old process is gone.
-func (t *taker) take(ctx context.Context) (stolen, error) {
+// drain reads what is queued to the end, and returns the message of that type, if there is one.
+// This is how either side gets from doubt to certainty: nothing can come any more.
+func drain(c *socket.Conn, wanted string) (found *message) {
 	for {
-		m, fds, err := receiveMessage(ctx, t.control, offerFDs)
-		if err != nil {
-			return stolen{}, err
-		}
-		if m.Type == "withdraw" {
-			return stolen{}, t.gaveUp(m)
-		}
-		s, err := t.open(m, fds)
-		if err == nil {
-			return t.commit(ctx, m, s)
-		}
-		if err := t.refuse(ctx, m, err); err != nil {
-			return stolen{}, err
-		}
-	}
-}
-
-func (t *taker) refuse(ctx context.Context, m message, why error) error {
-	log.Printf("refused offer %d of %v: %v", m.ID, t.from, why)
-	err := sendMessage(ctx, t.control, message{Type: "refused", ID: m.ID, Reason: why.Error()})
-	if isGone(err) {
-		return nil // that is the next thing that we receive
-	}
-	return err
-}
-
-// open makes of a message and its descriptors what was offered, if it is that. It owns the
-// descriptors: after an error they are closed.
-func (t *taker) open(m message, fds []int) (stolen, error) {
-	if m.Type != "offer" {
-		return stolen{}, errors.Join(m.complaint(), closeFDs(fds))
-	}
-	return t.unpack(m.content, fds)
-}
-
-// commit says taken, before the first byte is read from or written to a connection.
-func (t *taker) commit(ctx context.Context, m message, s stolen) (stolen, error) {
-	err := sendMessage(ctx, t.control, message{Type: "taken", ID: m.ID})
-	if isGone(err) {
-		err = t.lastWord()
-	}
-	if err != nil {
-		return stolen{}, errors.Join(err, s.Close())
-	}
-	return s, nil
-}
-
-// lastWord reads what the old process has left in the queue after it hung up: that it gave up
-// on this process and serves the connection itself, which is an error, or nothing. Then it has
-// died, and the connection is an orphan: nobody serves it but us.
-func (t *taker) lastWord() error {
-	for {
-		m, _, err := receiveMessage(context.Background(), t.control, 0)
+		m, fds, err := receiveMessage(c, maxFDs)
+		closeFDs(fds)
 		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		case m.Type == "withdraw":
-			return t.gaveUp(m)
+		case err == nil && m.Type == wanted:
+			found = &m
+		case err != nil && !errors.Is(err, errBadRecord):
+			return found
 		}
 	}
 }
 
-func (t *taker) gaveUp(m message) error {
-	return fmt.Errorf("%v gave up: %q", t.from, m.Reason)
+// take waits for the next connection that is this process's to serve, and to close in the end. An
+// offer that is not what it says is refused. After an error nothing more can be taken: it is io.EOF
+// when the old process is gone, or what the old process has against this one.
+func take(from *socket.Conn) (*socket.Conn, state, error) {
+	for {
+		m, fds, err := receiveMessage(from, offerFDs)
+		switch {
+		case err != nil && !errors.Is(err, errBadRecord):
+			return nil, state{}, err
+		case m.Type == "withdraw", m.Type == "refused":
+			closeFDs(fds)
+			return nil, state{}, m.gaveUp()
+		}
+		var c *socket.Conn
+		if err == nil {
+			c, err = adopt(from, m, fds)
+		}
+		if err != nil {
+			log.Printf("refused an offer: %v", err)
+			sendMessage(from, message{Type: "refused", Reason: err.Error()}) // if it fails, so does the next receipt
+			continue
+		}
+		// The commit point, before the first byte is read from or written to c.
+		err = sendMessage(from, message{Type: "taken"})
+		if errors.Is(err, errGone) {
+			err = nil // c is an orphan, unless the old process has taken it back
+			if last := drain(from, "withdraw"); last != nil {
+				err = last.gaveUp()
+			}
+		}
+		if err != nil {
+			c.Close()
+		}
+		return c, m.state, err
+	}
 }
 
-// sendMessage sends a message, whole or not at all, with duplicates of fds.
-func sendMessage(ctx context.Context, c *socket.Conn, m message, fds ...int) error {
+func (m message) gaveUp() error { return fmt.Errorf("it gave up on this process: %q", m.Reason) }
+
+// adopt makes a connection of an offer and its descriptors, which it owns, if the offer is true: a
+// connected TCP socket, and by its cookie the very one.
+func adopt(from *socket.Conn, m message, fds []int) (*socket.Conn, error) {
+	if m.Type != "offer" {
+		closeFDs(fds)
+		return nil, fmt.Errorf("unexpected message %q", m.Type)
+	}
+	fd, err := fetchFD(from, m, fds)
+	if err != nil {
+		return nil, err
+	}
+	if err := verify(fd, m.Cookie); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return socket.New(fd, "tcp") // net.FileConn would change TCP_NODELAY and the keep-alive times
+}
+
+// verify checks that fd, which stays the caller's, is a connected TCP socket with that cookie.
+func verify(fd int, cookie uint64) error {
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil || protocol != unix.IPPROTO_TCP && protocol != unix.IPPROTO_MPTCP { // Go listens for both
+		return fmt.Errorf("not a TCP socket: SO_PROTOCOL is %d (%v)", protocol, err)
+	}
+	if _, err := unix.Getpeername(fd); err != nil {
+		return fmt.Errorf("not connected: %w", os.NewSyscallError("getpeername", err))
+	}
+	got, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil || got != cookie {
+		return fmt.Errorf("another socket: its cookie is %d, the offer says %d (%v)", got, cookie, err)
+	}
+	return nil
+}
+
+// sendMessage sends a message, whole or not at all, with duplicates of fds. Its error is errGone
+// if the other process is no more.
+func sendMessage(c *socket.Conn, m message, fds ...int) error {
 	record, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	trace("sending %s", record)
-	if err := sendFDs(ctx, c, record, fds...); err != nil {
-		return err
+	if len(record) > maxRecord {
+		return fmt.Errorf("a message of %d bytes, and a record holds %d", len(record), maxRecord)
 	}
-	trace("sent %s", record)
-	return nil
+	err = sendFDs(c, record, fds...)
+	for _, errno := range []unix.Errno{unix.EPIPE, unix.ECONNRESET, unix.ECONNREFUSED} { // the last: 5.10
+		if errors.Is(err, errno) {
+			return errGone
+		}
+	}
+	return err
 }
 
-// receiveMessage waits for a message with at most most descriptors, which become the caller's.
-// A record that is not such a message comes as one of type nonsense, with the reason; only
-// the end of the conversation is an error.
-func receiveMessage(ctx context.Context, c *socket.Conn, most int) (m message, fds []int, err error) {
+// receiveMessage waits for a message with at most so many descriptors, which become the caller's.
+// Errors are those of receiveFDs; a record that is no message is a bad one.
+func receiveMessage(c *socket.Conn, most int) (m message, fds []int, err error) {
 	record := make([]byte, maxRecord)
-	n, fds, err := receiveFDs(ctx, c, record, 0, most)
-	if n == 0 {
+	n, fds, err := receiveFDs(c, record, most)
+	if err != nil {
 		return message{}, nil, err
 	}
-	trace("received %#q", record[:n])
-	jsonErr := json.Unmarshal(record[:n], &m) // in any case: a refusal should name its offer
-	if err == nil {
-		err = jsonErr
-	}
-	if err != nil {
-		return message{Type: nonsense, ID: m.ID, Reason: err.Error()}, nil, closeFDs(fds)
+	if err := json.Unmarshal(record[:n], &m); err != nil {
+		closeFDs(fds)
+		return message{}, nil, fmt.Errorf("%w: %w", errBadRecord, err)
 	}
 	return m, fds, nil
 }

@@ -1,0 +1,132 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// runOld serves TCP clients, and gives those away that type STEAL.
+func runOld(addr, path string, timeout time.Duration) error {
+	line, remove, err := listenControl(path)
+	if err != nil {
+		return err
+	}
+	exitOnSignal(remove)
+	log.Printf("control socket on %s", path)
+	g := &giver{line: line, timeout: timeout}
+	err = serveTCP(addr, func(c *net.TCPConn) {
+		serve(c, state{Client: c.RemoteAddr().String()}, func(s state) error { return g.give(c, s) })
+	})
+	remove()
+	return err
+}
+
+// runNew takes what the old process gives, and serves it to its end. It outlives the old process
+// by as long as that takes.
+func runNew(path string) error {
+	from, err := dialControl(path)
+	if err != nil {
+		return err
+	}
+	old, err := peerOf(from)
+	if err != nil {
+		return err
+	}
+	exitOnSignal(func() {}) // the path is the old process's
+	log.Printf("waiting on %s", path)
+	var clients sync.WaitGroup
+	for {
+		c, s, err := take(from)
+		if err != nil {
+			log.Printf("%v: %v; serving what has been taken to its end", old, err)
+			clients.Wait()
+			if errors.Is(err, io.EOF) { // it is gone, as sooner or later it should
+				return nil
+			}
+			return err
+		}
+		clients.Go(func() {
+			fmt.Fprintf(c, "* stolen: pid %d -> pid %d\n", old.Pid, os.Getpid()) // serve meets the same error
+			serve(c, s, func(state) error {
+				return fmt.Errorf("pid %d has it already, and nobody waits for it here", os.Getpid())
+			})
+		})
+	}
+}
+
+// conn is a client's connection: accepted (*net.TCPConn) or stolen (*socket.Conn).
+type conn interface {
+	io.ReadWriteCloser
+	syscall.Conn
+	CloseWrite() error
+}
+
+// errStolen is how a session ends whose connection another process has now.
+var errStolen = errors.New("the new process has it")
+
+// serve echoes one client until it has nothing more to say, or steal has given it away.
+func serve(c conn, s state, steal func(state) error) {
+	defer c.Close()
+	fd, cookie, err := identify(c)
+	log.Printf("client %s is descriptor %d, cookie %d, with %d bytes read ahead", s.Client, fd, cookie, len(s.Unread))
+	if err == nil {
+		err = echo(c, s, steal)
+	}
+	log.Printf("closing descriptor %d: %v", fd, err)
+	// A stolen connection is only closed: close(2) takes away this process's descriptor, shutdown(2)
+	// would end the connection for the new process too. One that is ours we end for everybody: a
+	// process that was offered it in vain, and sleeps, may still have a descriptor of it.
+	if !errors.Is(err, errStolen) {
+		c.CloseWrite() // fails if the client has ended it
+	}
+}
+
+// echo sends every line back as it came, and shows it: first those in s.Unread, which another
+// process had read, then those of c. A line that says STEAL goes to steal, with all that has been
+// read behind it. It returns io.EOF after the client's end, errStolen if steal succeeds.
+func echo(c io.ReadWriter, s state, steal func(state) error) error {
+	in := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(s.Unread), c), maxUnread)
+	for inside := false; ; { // inside a line longer than the buffer, which is echoed in pieces
+		line, err := in.ReadSlice('\n')
+		full := errors.Is(err, bufio.ErrBufferFull)
+		var writeErr error
+		switch {
+		case !inside && !full && isSteal(line):
+			s.Unread, _ = in.Peek(in.Buffered()) // what is buffered can be peeked at
+			failure := steal(s)
+			if failure == nil {
+				return errStolen
+			}
+			_, writeErr = fmt.Fprintf(c, "* not stolen: %v\n", failure)
+		case len(line) > 0:
+			// Quoted and cut: a client's bytes must not move the terminal's cursor, or worse.
+			fmt.Printf("%q\n", line[:min(len(line), 80)])
+			_, writeErr = c.Write(line)
+		}
+		if writeErr != nil {
+			return writeErr
+		}
+		if err != nil && !full {
+			return err
+		}
+		inside = full
+	}
+}
+
+// isSteal reports whether a line asks for its connection to be moved.
+func isSteal(line []byte) bool {
+	word := bytes.Trim(line, " \t\r\n")
+	// The length keeps out what folds to these letters and is none of them, such as U+017F.
+	return len(word) == len("STEAL") && bytes.EqualFold(word, []byte("STEAL"))
+}
