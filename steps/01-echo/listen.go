@@ -13,8 +13,9 @@ import (
 // serveTCP listens on addr and gives everyone who connects to serve, in a goroutine of its own.
 // It returns only if it cannot listen.
 //
-// An error of accept(2) is about one pending connection, or a shortage that will pass. Whoever else
-// connects waits in the accept queue; so the loop goes on, and reports an error once a minute.
+// An error of accept(2) is about one pending connection, or a shortage that will pass ("Error
+// handling" in accept(2)). Whoever else connects waits in the accept queue meanwhile. So the loop
+// waits a little, as a shortage would make it spin, and goes on. It reports one error a minute.
 func serveTCP(addr string, serve func(*net.TCPConn)) error {
 	network := "tcp"
 	if strings.HasPrefix(addr, "0.0.0.0:") {

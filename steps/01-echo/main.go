@@ -38,7 +38,7 @@ func main() {
 func serve(c *net.TCPConn) {
 	defer c.Close() // ends the connection: nobody else has a descriptor of this socket
 	fd, cookie, err := identify(c)
-	log.Printf("client %v is descriptor %d, cookie %d", c.RemoteAddr(), fd, cookie)
+	log.Printf("client %v -> %v is descriptor %d, cookie %d", c.RemoteAddr(), c.LocalAddr(), fd, cookie)
 	if err == nil {
 		err = echo(c)
 	}

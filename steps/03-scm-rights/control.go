@@ -23,8 +23,9 @@ import (
 // maxPath is what sun_path holds: 108 bytes, of which the last is NUL (unix(7)).
 const maxPath = len(unix.RawSockaddrUnix{}.Path) - 1
 
-// controlPath returns the path to meet at, absolute: the given one, or if that is empty one
-// called name in a folder that only this user can enter.
+// controlPath returns the path to meet at: the given one, or if that is empty one called name in a
+// folder that only this user can enter. It is absolute, so that it means the same from whatever
+// folder the other process is started.
 func controlPath(given, name string) (path string, err error) {
 	if given == "" {
 		folder := filepath.Join(os.TempDir(), fmt.Sprintf("steal-%d", os.Geteuid()))
@@ -45,7 +46,9 @@ func controlPath(given, name string) (path string, err error) {
 	return path, err
 }
 
-// private reports whether folder is one of this user's that nobody else may enter.
+// private reports whether folder is one of this user's that nobody else may enter. To connect to a
+// unix socket takes leave to write to its file, and to enter the folders on the way (unix(7)): so
+// the folder's mode is the first lock on the door. peerOf is the second.
 func private(folder string) bool {
 	var stat unix.Stat_t
 	err := unix.Lstat(folder, &stat) // not Stat: a symbolic link is not a folder of ours
@@ -72,23 +75,28 @@ func listenControl(path string) (listener *socket.Conn, remove func(), err error
 		unix.Close(lock)
 		return nil, nil, fmt.Errorf("control path %s: %w", path, err)
 	}
+	// The file that bind(2) made. Removing is by name: whoever ends must not remove another's file.
 	own, err := os.Lstat(path)
 	return listener, func() {
 		if now, err := os.Lstat(path); err == nil && os.SameFile(now, own) {
-			os.Remove(path) // nobody has put another file there
+			os.Remove(path)
 		}
 	}, err
 }
 
 // bind listens at path, where it removes a socket whose owner is gone, and nothing else.
 func bind(path string) (*socket.Conn, error) {
-	if info, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		if err != nil || info.Mode().Type() != fs.ModeSocket || !refuses(path) {
+	if info, err := os.Lstat(path); err == nil {
+		// A socket's file outlives its process, and bind(2) fails with EADDRINUSE as long as it is
+		// there. If nobody listens, connect(2) says ECONNREFUSED; but so it does of a plain file.
+		probe, err := dialControl(path)
+		if err == nil {
+			probe.Close()
+		}
+		if info.Mode().Type() != fs.ModeSocket || !errors.Is(err, unix.ECONNREFUSED) {
 			return nil, errors.New("another program's file or socket is there: choose another path with -control")
 		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
+		os.Remove(path) // if it fails, so does Bind
 	}
 	c, err := socket.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, "control", nil)
 	if err != nil {
@@ -102,15 +110,6 @@ func bind(path string) (*socket.Conn, error) {
 		c.Close()
 	}
 	return c, err
-}
-
-// refuses reports whether the socket at path was bound once, and nobody listens there now.
-func refuses(path string) bool {
-	c, err := dialControl(path)
-	if err == nil {
-		c.Close()
-	}
-	return errors.Is(err, unix.ECONNREFUSED)
 }
 
 // dialControl connects to the process that listens on path. The caller closes the connection.
@@ -139,6 +138,7 @@ func peerOf(c *socket.Conn) (p peer, err error) {
 		p.Ucred, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 		return err
 	})
+	// A process that is given a descriptor has it, and nothing takes it back. So ask before.
 	if own := os.Geteuid(); err == nil && p.Uid != 0 && int(p.Uid) != own {
 		err = fmt.Errorf("%v is another user's process, and this one is uid %d's", p, own)
 	}

@@ -23,7 +23,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -95,16 +94,4 @@ func tell(c *socket.Conn, stories ...func(*socket.Conn) error) error {
 	}
 	log.Printf("both stories are told, with %v", peer)
 	return nil
-}
-
-// receiveFD receives a record with exactly one descriptor, which becomes the caller's.
-func receiveFD(c *socket.Conn) (int, error) {
-	_, fds, err := receiveFDs(c, make([]byte, 16), 1)
-	switch {
-	case err != nil:
-		return -1, err
-	case len(fds) == 0:
-		return -1, errors.New("a record without a descriptor")
-	}
-	return fds[0], nil
 }

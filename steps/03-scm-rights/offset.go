@@ -39,7 +39,8 @@ func sendFile(c *socket.Conn) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := receiveFDs(c, make([]byte, 16), 0); err != nil {
+	// This process still has its own descriptor. Until the other one has read, it must not.
+	if _, _, err := receiveFDs(c, make([]byte, 16), 0, 0); err != nil {
 		return fmt.Errorf("the other process has not read its line: %w", err)
 	}
 	showNextLine(file)
@@ -48,12 +49,12 @@ func sendFile(c *socket.Conn) error {
 
 // receiveFile receives the descriptor, reads the next line, and says so.
 func receiveFile(c *socket.Conn) error {
-	fd, err := receiveFD(c)
+	_, fds, err := receiveFDs(c, make([]byte, 16), 1, 1)
 	if err != nil {
 		return err
 	}
-	log.Printf("received descriptor %d", fd)
-	file := os.NewFile(uintptr(fd), "the file")
+	log.Printf("received descriptor %d", fds[0])
+	file := os.NewFile(uintptr(fds[0]), "the file")
 	defer file.Close() // takes away this number, and nothing from the other process
 	showNextLine(file)
 	return sendFDs(c, []byte("read"))

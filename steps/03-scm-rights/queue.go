@@ -36,6 +36,8 @@ func sendListener(c *socket.Conn) error {
 		return err
 	}
 	log.Printf("a client waits; sending the listener, descriptor %d, cookie %d", fd, cookie)
+	// The number is looked up at sendmsg(2). From then on the message holds a reference to the
+	// socket, whatever becomes of the number, or of this process.
 	err = borrow(tcp, func(fd int) error { return sendFDs(c, []byte("listener"), fd) })
 	listener.Close() // in flight, or open in the other process, the socket refuses no client
 	if err != nil {
@@ -48,17 +50,17 @@ func sendListener(c *socket.Conn) error {
 
 // receiveListener receives a listener, and answers the first client that waits there.
 func receiveListener(c *socket.Conn) error {
-	fd, err := receiveFD(c)
+	_, fds, err := receiveFDs(c, make([]byte, 16), 1, 1)
 	if err != nil {
 		return err
 	}
 	// Not net.FileListener, which duplicates the descriptor: New takes the very one that came.
-	listener, err := socket.New(fd, "listener")
+	listener, err := socket.New(fds[0], "listener")
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
-	_, cookie, err := identify(listener)
+	fd, cookie, err := identify(listener)
 	if err != nil {
 		return err
 	}

@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFDs is how many descriptors the kernel takes in one message (SCM_MAX_FD in unix(7)).
-const maxFDs = 253
+// scmMaxFD is how many descriptors the kernel takes in one message (SCM_MAX_FD in unix(7)).
+const scmMaxFD = 253
 
 // errBadRecord is a record that was not as expected. It has been received whole, whatever came
 // with it has been closed, and the conversation can go on.
@@ -46,14 +46,14 @@ func sendFDs(c *socket.Conn, payload []byte, fds ...int) error {
 	return err
 }
 
-// receiveFDs receives one record into payload, with at most so many descriptors, which are the
+// receiveFDs receives one record into payload, with minFDs to maxFDs descriptors, which are the
 // caller's to close, close-on-exec, and in the order in which they were sent. It returns io.EOF
 // when the other side is gone and nothing is queued any more, an error that wraps errBadRecord,
 // or os.ErrDeadlineExceeded at the connection's read deadline.
-func receiveFDs(c *socket.Conn, payload []byte, most int) (n int, fds []int, err error) {
+func receiveFDs(c *socket.Conn, payload []byte, minFDs, maxFDs int) (n int, fds []int, err error) {
 	// Room for all that can come. A buffer for just the expected ones is never exact: CmsgSpace(4)
 	// has room for two, because of alignment.
-	control := make([]byte, unix.CmsgSpace(4*maxFDs))
+	control := make([]byte, unix.CmsgSpace(4*scmMaxFD))
 	n, controlLen, flags, err := receiveRecord(c, payload, control)
 	if err != nil {
 		return 0, nil, err
@@ -66,8 +66,8 @@ func receiveFDs(c *socket.Conn, payload []byte, most int) (n int, fds []int, err
 		err = fmt.Errorf("%w: longer than %d bytes (MSG_TRUNC)", errBadRecord, len(payload))
 	case n == 0:
 		err = fmt.Errorf("%w: empty", errBadRecord)
-	case len(fds) > most:
-		err = fmt.Errorf("%w: %d descriptors, not %d", errBadRecord, len(fds), most)
+	case len(fds) < minFDs || len(fds) > maxFDs:
+		err = fmt.Errorf("%w: %d descriptors, not %d to %d", errBadRecord, len(fds), minFDs, maxFDs)
 	}
 	if err != nil {
 		closeFDs(fds)

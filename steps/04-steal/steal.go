@@ -35,21 +35,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// state is what user space knows of a connection, and the new process needs: the socket is not
-// all of it. Add here what your own server must know to go on.
+// state is what this process knows of a connection and the next one needs: the socket is not all
+// of it. Add here what your own server must know to go on.
 type state struct {
-	Client string `json:"client,omitempty"` // its address, for the log
+	Client string `json:"client,omitempty"` // both addresses, for the log
 	Unread []byte `json:"unread,omitempty"` // read from the socket, and not yet answered
 }
 
-// maxUnread bounds state.Unread, in bytes. An offer is JSON, so that strace shows it, and a record
-// holds it in base64, which is a third longer.
-const (
-	maxUnread = 16 << 10
-	maxRecord = 32 << 10
-)
-
-// message is one record on the control socket.
+// message is one record on the control socket: JSON, so that strace shows it.
 type message struct {
 	Type   string `json:"type"`             // offer, taken, refused or withdraw
 	FD     int    `json:"fd,omitempty"`     // offer: the descriptor's number in the old process
@@ -58,50 +51,61 @@ type message struct {
 	Reason string `json:"reason,omitempty"` // refused, withdraw: in words
 }
 
-// giver is the old process's side: it gives connections to the first process in line.
+// A record is sent whole or not at all, and must fit the socket's send buffer, which by default has
+// 208 KiB (net.core.wmem_default in socket(7)).
+const (
+	maxUnread = 16 << 10 // bytes that a session reads ahead; in JSON they take a third more
+	maxRecord = 32 << 10 // bytes of a record
+)
+
+// errGone is that nobody is at the other end any more, and nothing is queued.
+var errGone = errors.New("is gone")
+
+// giver is the old process's side. It gives connections to the first process in line. Who is in
+// line, the kernel keeps: a process that connects waits in the accept queue, and is accepted when
+// somebody types STEAL. So nobody need be greeted, counted or refused for coming second, and one
+// that connects and says nothing keeps the others out for one time-out at most.
 type giver struct {
-	line    *socket.Conn  // listens; its accept queue is the line
+	control *socket.Conn  // listens; its accept queue is the line of waiting processes
 	timeout time.Duration // how long an offer may stay unanswered
 
-	mu   sync.Mutex // one offer at a time, its answer awaited by whoever made it
-	to   *socket.Conn
-	peer peer // at the other end of to; no longer in the queue
+	mu   sync.Mutex   // one offer at a time, its answer awaited by whoever made it
+	to   *socket.Conn // the first in line, once accepted; nil: nobody is
+	peer peer         // at the other end of to
 }
 
-// errGone is that the other process is no more.
-var errGone = errors.New("gone")
-
-// give offers c, whose reader has stopped, to the first process in line, and waits for the answer.
-// Nothing may read, write or close c meanwhile.
+// give offers c to the first process in line, and waits for the answer. Nothing may read, write or
+// close c meanwhile.
 //
 // After nil the connection is the new process's: close c, and never call shutdown(2), read or
 // write. After an error, which is the reason in words, it is still the caller's, untouched, and
 // can be served on. If it is to end instead, call shutdown(2) before close(2): a process that was
-// offered it and sleeps may have a descriptor of it.
+// offered it in vain may still have a descriptor of it.
 //
-// An offer with more than some 23 KiB of unread bytes fits no record, and is not sent.
+// An offer with more than 24 000 bytes of s.Unread fits no record, and is not sent.
 func (g *giver) give(c syscall.Conn, s state) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for {
 		if g.to == nil {
-			if err := g.next(); err != nil {
+			if err := g.accept(); err != nil {
 				return err
 			}
 		}
-		if err := g.offer(c, s); !errors.Is(err, errGone) {
+		err := g.offer(c, s)
+		if !errors.Is(err, errGone) {
 			return err
 		}
-		g.drop()
+		g.drop() // and let the next in line have it
 	}
 }
 
-// next accepts the next process in line, if there is one that may be here.
-func (g *giver) next() error {
+// accept accepts the next process in line, if there is one, and it may be here.
+func (g *giver) accept() error {
 	for {
 		fd := -1
-		err := borrow(g.line, func(line int) (err error) {
-			fd, _, err = unix.Accept4(line, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC) // does not wait
+		err := borrow(g.control, func(listener int) (err error) {
+			fd, _, err = unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC) // does not wait
 			return os.NewSyscallError("accept4", err)
 		})
 		if errors.Is(err, unix.EAGAIN) {
@@ -118,7 +122,7 @@ func (g *giver) next() error {
 			return nil
 		}
 		log.Print(err)
-		sendMessage(g.to, message{Type: "refused", Reason: err.Error()}) // it may be gone
+		sendMessage(g.to, message{Type: "refused", Reason: err.Error()}) // fails if it has left
 		g.drop()
 	}
 }
@@ -129,7 +133,7 @@ func (g *giver) drop() {
 	g.to = nil
 }
 
-// offer makes one offer. Its error is errGone if the first in line is no more.
+// offer makes one offer to the first in line. Its error is errGone if that is no more.
 func (g *giver) offer(c syscall.Conn, s state) error {
 	fd, cookie, err := identify(c)
 	if err != nil {
@@ -138,7 +142,7 @@ func (g *giver) offer(c syscall.Conn, s state) error {
 	g.to.SetDeadline(time.Now().Add(g.timeout)) // fails on what is closed, as the next call does
 	m := message{Type: "offer", FD: fd, Cookie: cookie, state: s}
 	if err := sendOffer(g.to, m, c); err != nil {
-		return err // errGone, or there is no room; nothing was sent
+		return err // nothing was sent
 	}
 	answer, _, err := receiveMessage(g.to, 0)
 	switch {
@@ -146,26 +150,27 @@ func (g *giver) offer(c syscall.Conn, s state) error {
 		return nil
 	case err == nil && answer.Type == "refused":
 		return fmt.Errorf("%v refused: %q", g.peer, answer.Reason)
-	case errors.Is(err, io.EOF):
-		return errGone // its queue has ended, and taken was not in it
+	case errors.Is(err, errGone): // it has died or hung up, and "taken" was not in the queue
+		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return g.withdraw(fmt.Errorf("%v did not answer within %v", g.peer, g.timeout))
 	}
+	// Whatever it said, it may still say "taken": only withdraw can tell.
 	return g.withdraw(fmt.Errorf("%v broke the protocol: it answered %q (%v)", g.peer, answer.Type, err))
 }
 
-// withdraw takes the open offer back, for that reason, and ends the conversation. It returns nil
-// if the new process had taken the connection in time.
+// withdraw takes the open offer back, for a reason, and ends the conversation. It returns nil if
+// the new process had taken the connection in time, and the reason otherwise.
 func (g *giver) withdraw(reason error) error {
-	// In this order: a new process that finds the socket shut must find the reason before it, or
-	// it would take the connection for an orphan. So this waits for room as long as it must.
+	// In this order: a new process that finds the socket shut must find the word before it, or it
+	// would take the connection for an orphan. So this waits for room as long as it must.
 	g.to.SetDeadline(time.Time{})
 	m := message{Type: "withdraw", Reason: reason.Error()}
 	for err := sendMessage(g.to, m); err != nil && !errors.Is(err, errGone); err = sendMessage(g.to, m) {
 		log.Printf("withdraw: %v; trying again, as nothing else is safe", err) // ENOBUFS, say
 		time.Sleep(time.Second)
 	}
-	g.to.Shutdown(unix.SHUT_RDWR) // fails if the new process has hung up: the queue ends all the same
+	g.to.Shutdown(unix.SHUT_RDWR) // fails if the other side has hung up: the queue ends all the same
 	taken := drain(g.to, "taken")
 	g.drop()
 	if taken != nil {
@@ -174,11 +179,11 @@ func (g *giver) withdraw(reason error) error {
 	return reason
 }
 
-// drain reads what is queued to the end, and returns the message of that type, if there is one.
-// This is how either side gets from doubt to certainty: nothing can come any more.
+// drain reads a queue to its end, and returns the message of that type, if there was one. So either
+// side comes from doubt to certainty: nothing can be queued any more.
 func drain(c *socket.Conn, wanted string) (found *message) {
 	for {
-		m, fds, err := receiveMessage(c, maxFDs)
+		m, fds, err := receiveMessage(c, scmMaxFD)
 		closeFDs(fds)
 		switch {
 		case err == nil && m.Type == wanted:
@@ -190,8 +195,8 @@ func drain(c *socket.Conn, wanted string) (found *message) {
 }
 
 // take waits for the next connection that is this process's to serve, and to close in the end. An
-// offer that is not what it says is refused. After an error nothing more can be taken: it is io.EOF
-// when the old process is gone, or what the old process has against this one.
+// offer that is not what it says is refused. After an error nothing more can be taken: it is
+// errGone, or what the old process has against this one.
 func take(from *socket.Conn) (*socket.Conn, state, error) {
 	for {
 		m, fds, err := receiveMessage(from, offerFDs)
@@ -208,10 +213,10 @@ func take(from *socket.Conn) (*socket.Conn, state, error) {
 		}
 		if err != nil {
 			log.Printf("refused an offer: %v", err)
-			sendMessage(from, message{Type: "refused", Reason: err.Error()}) // if it fails, so does the next receipt
+			sendMessage(from, message{Type: "refused", Reason: err.Error()}) // fails as the next receipt does
 			continue
 		}
-		// The commit point, before the first byte is read from or written to c.
+		// The commit point, before the first byte is read from c or written to it.
 		err = sendMessage(from, message{Type: "taken"})
 		if errors.Is(err, errGone) {
 			err = nil // c is an orphan, unless the old process has taken it back
@@ -226,10 +231,11 @@ func take(from *socket.Conn) (*socket.Conn, state, error) {
 	}
 }
 
-func (m message) gaveUp() error { return fmt.Errorf("it gave up on this process: %q", m.Reason) }
+func (m message) gaveUp() error { return fmt.Errorf("gave up on this process: %q", m.Reason) }
 
 // adopt makes a connection of an offer and its descriptors, which it owns, if the offer is true: a
-// connected TCP socket, and by its cookie the very one.
+// connected TCP socket, and by its cookie the very one. A number from another process's table
+// proves nothing; the cookie is what both processes can see.
 func adopt(from *socket.Conn, m message, fds []int) (*socket.Conn, error) {
 	if m.Type != "offer" {
 		closeFDs(fds)
@@ -243,7 +249,9 @@ func adopt(from *socket.Conn, m message, fds []int) (*socket.Conn, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return socket.New(fd, "tcp") // net.FileConn would change TCP_NODELAY and the keep-alive times
+	// The socket's options stay as they are. net.FileConn would change TCP_NODELAY and the
+	// keep-alive times.
+	return socket.New(fd, "tcp")
 }
 
 // verify checks that fd, which stays the caller's, is a connected TCP socket with that cookie.
@@ -262,8 +270,7 @@ func verify(fd int, cookie uint64) error {
 	return nil
 }
 
-// sendMessage sends a message, whole or not at all, with duplicates of fds. Its error is errGone
-// if the other process is no more.
+// sendMessage sends a message, whole or not at all, with duplicates of fds.
 func sendMessage(c *socket.Conn, m message, fds ...int) error {
 	record, err := json.Marshal(m)
 	if err != nil {
@@ -273,7 +280,9 @@ func sendMessage(c *socket.Conn, m message, fds ...int) error {
 		return fmt.Errorf("a message of %d bytes, and a record holds %d", len(record), maxRecord)
 	}
 	err = sendFDs(c, record, fds...)
-	for _, errno := range []unix.Errno{unix.EPIPE, unix.ECONNRESET, unix.ECONNREFUSED} { // the last: 5.10
+	// EPIPE after the other side has closed or called shutdown(2); ECONNRESET if it left something
+	// unread; ECONNREFUSED on Linux 5.10, if the send meets the close.
+	for _, errno := range []unix.Errno{unix.EPIPE, unix.ECONNRESET, unix.ECONNREFUSED} {
 		if errors.Is(err, errno) {
 			return errGone
 		}
@@ -281,11 +290,14 @@ func sendMessage(c *socket.Conn, m message, fds ...int) error {
 	return err
 }
 
-// receiveMessage waits for a message with at most so many descriptors, which become the caller's.
-// Errors are those of receiveFDs; a record that is no message is a bad one.
-func receiveMessage(c *socket.Conn, most int) (m message, fds []int, err error) {
+// receiveMessage waits for a message with at most maxFDs descriptors, which become the caller's.
+// Of a record that is no message the error wraps errBadRecord, and the conversation goes on.
+func receiveMessage(c *socket.Conn, maxFDs int) (m message, fds []int, err error) {
 	record := make([]byte, maxRecord)
-	n, fds, err := receiveFDs(c, record, most)
+	n, fds, err := receiveFDs(c, record, 0, maxFDs)
+	if errors.Is(err, io.EOF) {
+		err = errGone
+	}
 	if err != nil {
 		return message{}, nil, err
 	}

@@ -40,7 +40,8 @@ func denied(pid int) string {
 	if _, err := unix.PidfdGetfd(-1, 0, 0); errors.Is(err, unix.EPERM) {
 		return "a seccomp filter forbids the call: in a container, docker run --cap-add SYS_PTRACE"
 	}
-	// Of a link in /proc/PID/ns the kernel asks nearly the same (PTRACE_MODE_READ_FSCREDS).
+	// To read a link in /proc/PID/ns takes PTRACE_MODE_READ_FSCREDS: the same user and capabilities
+	// and a dumpable process, as here. But Yama is not asked.
 	folder := fmt.Sprintf("/proc/%d", pid)
 	if _, err := os.Readlink(folder + "/ns/user"); err == nil {
 		return "its user is no obstacle; " + yama()
@@ -68,9 +69,9 @@ func yama() string {
 	case "3":
 		return "Yama's ptrace_scope is 3: nobody may, until the next boot"
 	}
-	const module = "a security module such as SELinux, AppArmor or Landlock forbids it"
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Sprintf("Yama's ptrace_scope cannot be read here (%v): Yama may forbid it, or %s", err, module)
+	module := "a security module forbids it: SELinux, AppArmor, Landlock"
+	if err != nil { // there is no Yama, or /proc does not show all: that is not to be told apart
+		module += fmt.Sprintf(", or Yama, whose ptrace_scope cannot be read (%v)", err)
 	}
 	return module
 }

@@ -2,6 +2,9 @@
 
 package main
 
+// The two processes, and what either of them does for one client: the same, whether it has accepted
+// the connection or taken it over.
+
 import (
 	"bufio"
 	"bytes"
@@ -18,15 +21,16 @@ import (
 
 // runOld serves TCP clients, and gives those away that type STEAL.
 func runOld(addr, path string, timeout time.Duration) error {
-	line, remove, err := listenControl(path)
+	control, remove, err := listenControl(path)
 	if err != nil {
 		return err
 	}
 	exitOnSignal(remove)
 	log.Printf("control socket on %s", path)
-	g := &giver{line: line, timeout: timeout}
+	g := &giver{control: control, timeout: timeout}
 	err = serveTCP(addr, func(c *net.TCPConn) {
-		serve(c, state{Client: c.RemoteAddr().String()}, func(s state) error { return g.give(c, s) })
+		s := state{Client: fmt.Sprintf("%v -> %v", c.RemoteAddr(), c.LocalAddr())}
+		serve(c, s, func(s state) error { return g.give(c, s) })
 	})
 	remove()
 	return err
@@ -44,19 +48,21 @@ func runNew(path string) error {
 		return err
 	}
 	exitOnSignal(func() {}) // the path is the old process's
+	log.Printf("met %v", old)
 	log.Printf("waiting on %s", path)
 	var clients sync.WaitGroup
 	for {
 		c, s, err := take(from)
 		if err != nil {
-			log.Printf("%v: %v; serving what has been taken to its end", old, err)
+			log.Printf("%v %v; serving what it gave to its end", old, err)
 			clients.Wait()
-			if errors.Is(err, io.EOF) { // it is gone, as sooner or later it should
+			if errors.Is(err, errGone) { // as in the end it should be
 				return nil
 			}
 			return err
 		}
 		clients.Go(func() {
+			// The client has waited for an answer since it typed STEAL: that comes first.
 			fmt.Fprintf(c, "* stolen: pid %d -> pid %d\n", old.Pid, os.Getpid()) // serve meets the same error
 			serve(c, s, func(state) error {
 				return fmt.Errorf("pid %d has it already, and nobody waits for it here", os.Getpid())
@@ -100,22 +106,22 @@ func echo(c io.ReadWriter, s state, steal func(state) error) error {
 	for inside := false; ; { // inside a line longer than the buffer, which is echoed in pieces
 		line, err := in.ReadSlice('\n')
 		full := errors.Is(err, bufio.ErrBufferFull)
-		var writeErr error
-		switch {
-		case !inside && !full && isSteal(line):
+		answer := line // binary-exact: no byte is changed, and none is taken for text
+		if !inside && !full && isSteal(line) {
+			// The buffer may hold more than this line. Those bytes are in no queue of the kernel's
+			// any more, and the new process cannot read them from the socket.
 			s.Unread, _ = in.Peek(in.Buffered()) // what is buffered can be peeked at
 			failure := steal(s)
 			if failure == nil {
 				return errStolen
 			}
-			_, writeErr = fmt.Fprintf(c, "* not stolen: %v\n", failure)
-		case len(line) > 0:
+			answer = fmt.Appendf(nil, "* not stolen: %v\n", failure)
+		} else if len(line) > 0 {
 			// Quoted and cut: a client's bytes must not move the terminal's cursor, or worse.
 			fmt.Printf("%q\n", line[:min(len(line), 80)])
-			_, writeErr = c.Write(line)
 		}
-		if writeErr != nil {
-			return writeErr
+		if _, err := c.Write(answer); err != nil {
+			return err
 		}
 		if err != nil && !full {
 			return err
