@@ -1,0 +1,71 @@
+package docs
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"strings"
+	"testing"
+)
+
+// toCopy are the rows of the README's table of what to copy: what one wants, from which step, and
+// the files that make it up.
+var toCopy = []struct{ want, step, files string }{
+	{"a unix socket that one process owns, and to know who connects", "02-unix-socket", "control.go"},
+	{"descriptors passed without leaks or surprises", "03-scm-rights", "fdpass.go socket.go"},
+	{"live connections handed over", "04-steal", "steal.go push.go fdpass.go control.go socket.go"},
+	{"live connections handed over, and pulled", "05-pidfd", "steal.go pull.go pidfd.go fdpass.go control.go socket.go"},
+	{"a descriptor out of another process", "05-pidfd", "pidfd.go"},
+	{"a whole server that restarts", "06-hot-restart", ""},
+}
+
+func init() {
+	generators["copy"] = func(t *testing.T, _ string) (string, error) {
+		table := "| you want | take | lines | which brings these names |\n| --- | --- | --- | --- |\n"
+		for _, row := range toCopy {
+			if row.files == "" {
+				table += fmt.Sprintf("| %s | all but `demo.go` and `child.go` of [%s](steps/%s), and your own `session.go` | | |\n", row.want, row.step[:2], row.step)
+				continue
+			}
+			lines, names := 0, []string{}
+			for _, file := range strings.Fields(row.files) {
+				source := read(t, "steps/"+row.step+"/"+file)
+				lines += len(codeLines(source))
+				declared, err := topLevel(source)
+				if err != nil {
+					return "", err
+				}
+				names = append(names, declared...)
+			}
+			table += fmt.Sprintf("| %s | `%s` of [%s](steps/%s) | %d | `%s` |\n", row.want, strings.ReplaceAll(row.files, " ", "`, `"), row.step[:2], row.step, lines, strings.Join(names, "`, `"))
+		}
+		return table, nil
+	}
+}
+
+// topLevel lists the names that a file would add to yours: not methods.
+func topLevel(source string) (names []string, err error) {
+	file, err := parser.ParseFile(token.NewFileSet(), "", source, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range file.Decls {
+		switch d := d.(type) {
+		case *ast.FuncDecl:
+			if d.Recv == nil {
+				names = append(names, d.Name.Name)
+			}
+		case *ast.GenDecl:
+			for _, spec := range d.Specs {
+				switch spec := spec.(type) {
+				case *ast.TypeSpec:
+					names = append(names, spec.Name.Name)
+				case *ast.ValueSpec:
+					names = append(names, spec.Names[0].Name)
+				}
+			}
+		}
+	}
+	return names, nil
+}
