@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"time"
 
 	"github.com/mdlayher/socket"
 )
@@ -38,7 +39,9 @@ func main() {
 	if err == nil {
 		err = run(path)
 	}
-	log.Fatal(err)
+	if err != nil {
+		log.Fatal(err)
+	}
 }
 
 // runOld meets every process that connects.
@@ -51,12 +54,16 @@ func runOld(path string) error {
 	log.Printf("listening on %s", path)
 	for {
 		c, _, err := control.Accept(context.Background(), 0)
-		if err != nil {
-			return err
+		if err != nil { // a shortage, which will pass: accept(2)
+			log.Print(err)
+			time.Sleep(time.Second)
+			continue
 		}
 		go func() {
 			defer c.Close() // it is gone
-			log.Print(meet(c))
+			if err := meet(c); err != nil {
+				log.Print(err)
+			}
 		}()
 	}
 }
@@ -84,7 +91,8 @@ func meet(c *socket.Conn) error {
 	for record := make([]byte, 80); ; {
 		n, err := c.Read(record)
 		if err != nil { // io.EOF, or ECONNRESET if it has left our record unread
-			return fmt.Errorf("%v is gone: %w", peer, err)
+			log.Printf("%v is gone: %v", peer, err)
+			return nil
 		}
 		log.Printf("%v says %q", peer, record[:n])
 	}

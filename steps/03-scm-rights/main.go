@@ -59,8 +59,10 @@ func runOld(path string) error {
 	log.Printf("listening on %s", path)
 	for {
 		c, _, err := control.Accept(context.Background(), 0)
-		if err != nil {
-			return err
+		if err != nil { // a shortage, which will pass: accept(2)
+			log.Print(err)
+			time.Sleep(time.Second)
+			continue
 		}
 		if err := tell(c, sendFile, sendListener); err != nil {
 			log.Print(err)
