@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,7 +31,7 @@ func receiveAndStartChild(s *sockets, flags int) (string, error) {
 	if err != nil {
 		return "", os.NewSyscallError("fcntl F_GETFD", err)
 	}
-	number := strconv.Itoa(fd)
+	number := fmt.Sprint(fd)
 	there, err := runChild("child-no-cloexec", number)
 	return fmt.Sprintf("close-on-exec %t; descriptor %s here: %s; in a child process: %s",
 		fdFlags&unix.FD_CLOEXEC != 0, number, fileOf(number), there), err

@@ -19,7 +19,7 @@ func nofileLimitWrong(s *sockets) (string, error) {
 	return receiveAtLimit(s, func(message) error { return nil })
 }
 
-// Right: make an error of MSG_CTRUNC, and close what came. The sender still has all four.
+// Right: treat MSG_CTRUNC as an error, and close what arrived. The sender still has all four.
 func nofileLimitRight(s *sockets) (string, error) {
 	return receiveAtLimit(s, func(m message) error {
 		if m.truncated() {
@@ -49,7 +49,7 @@ func receiveAtLimit(s *sockets, check func(message) error) (string, error) {
 
 	m, err := receive(s.receiver, maxFDs, unix.MSG_CMSG_CLOEXEC)
 	defer closeFDs(m.fds...)
-	result := fmt.Sprintf("1 number left: recvmsg gets %d of 4 descriptors, MSG_CTRUNC %t, error %v; after the check: %v",
+	result := fmt.Sprintf("1 number left: recvmsg gets %d of 4 descriptors, MSG_CTRUNC %t, error %v; the check says: %v",
 		len(m.fds), m.truncated(), err, check(m))
 	return result, os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
 }

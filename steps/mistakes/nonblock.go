@@ -49,11 +49,8 @@ func nonblockChild(way string) (string, error) {
 // shareServer lets the child have the server's end of a connection, and reads from it here when
 // the child has exited. Should the read go on beyond its deadline, the client ends it by closing.
 func shareServer(s *sockets, way string, clientCloses time.Duration) (string, error) {
-	if err := sendConn(s.sender, s.server, "connection"); err != nil {
-		return "", err
-	}
-	receiver, err := s.receiver.File() // blocking from here on, by ExtraFiles: nothing here reads from it
-	if err != nil {
+	receiver, err := s.receiver.File() // ExtraFiles makes it block: no harm, nobody reads from it here
+	if err := errors.Join(err, sendConn(s.sender, s.server, "connection")); err != nil {
 		return "", err
 	}
 	defer receiver.Close() // nothing was written to it
@@ -65,14 +62,12 @@ func shareServer(s *sockets, way string, clientCloses time.Duration) (string, er
 	if err != nil {
 		return "", err
 	}
-	var flags int
 	var setupErr error
-	var result string
-	begin := time.Now()
+	begin, flags, result := time.Now(), 0, ""
 	err = raw.Read(func(fd uintptr) bool { // s.server.Read, but the deadline passes just before its read(2)
 		flags, setupErr = unix.FcntlInt(fd, unix.F_GETFL, 0)
 		setupErr = errors.Join(setupErr, s.server.SetReadDeadline(begin))
-		time.AfterFunc(clientCloses, func() { s.client.Close() })
+		defer time.AfterFunc(clientCloses, func() { s.client.Close() }).Stop()
 		result = tryRead(s.server)
 		return result != nothingYet // false: wait in Go's poller, until the deadline
 	})

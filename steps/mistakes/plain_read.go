@@ -29,8 +29,8 @@ func plainReadRight(s *sockets) (string, error) {
 	})
 }
 
-// giveServer sends the server's end of a connection, closes the sender's descriptor of it, and
-// says what the client sees when it has been received.
+// giveServer sends the server's end of a connection and closes the sender's descriptor of it, so
+// that the connection lives as long as the received one. Then it reads as the client.
 func giveServer(s *sockets, receiveFrom func(*net.UnixConn) (message, error)) (string, error) {
 	err := errors.Join(sendConn(s.sender, s.server, "connection"), s.server.Close())
 	if err != nil {

@@ -19,7 +19,9 @@ import (
 
 const (
 	maxFDs = 253 // the most that one message can carry: SCM_MAX_FD, unix(7)
-	stdin  = 0   // something to send: any open descriptor would do
+	stdin  = 0   // a descriptor to send: any would do
+
+	nothingYet = "nothing yet (EAGAIN)"
 )
 
 // sockets are what a mistake is made with: two connections, both inside this process.
@@ -28,7 +30,7 @@ type sockets struct {
 	client, server   *net.UnixConn // SOCK_STREAM, something worth sending
 }
 
-// withSockets runs one way of one mistake.
+// withSockets runs way with new sockets, and closes them.
 func withSockets(way func(s *sockets) (string, error)) (string, error) {
 	sender, receiver, packetErr := newPair(unix.SOCK_SEQPACKET)
 	client, server, streamErr := newPair(unix.SOCK_STREAM)
@@ -56,10 +58,8 @@ func newConn(fd int) (*net.UnixConn, error) {
 	file := os.NewFile(uintptr(fd), "socket")
 	defer file.Close() // FileConn has made a duplicate
 	c, err := net.FileConn(file)
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.UnixConn), nil
+	conn, _ := c.(*net.UnixConn) // or nil, with the error
+	return conn, err
 }
 
 // borrow lends f the number of c's descriptor, which stays open meanwhile.
@@ -97,8 +97,8 @@ func (m message) String() string { return fmt.Sprintf("%q+%d", m.payload, len(m.
 
 func (m message) truncated() bool { return m.flags&unix.MSG_CTRUNC != 0 }
 
-// receive calls recvmsg(2) once, with room for so many descriptors. It does not wait: what has
-// been sent on a unix socket is there at once, and if not, it is lost and the error EAGAIN.
+// receive calls recvmsg(2) once, with room for that many descriptors, without waiting: a unix
+// socket delivers at once, so EAGAIN means that nothing was delivered.
 func receive(c syscall.Conn, room, flags int) (m message, err error) {
 	payload, control := make([]byte, 64), make([]byte, unix.CmsgSpace(4*room))
 	err = borrow(c, func(socket int) error {
@@ -135,7 +135,7 @@ func (s *sockets) pass(c syscall.Conn, payload string, flags int) (received stri
 	return receiveOne(s.receiver, flags)
 }
 
-// receiveAll says what every message brings that is waiting, and closes the descriptors.
+// receiveAll describes all messages in the queue, and closes their descriptors.
 func receiveAll(c *net.UnixConn) string {
 	var all []message
 	for {
@@ -151,9 +151,7 @@ func receiveAll(c *net.UnixConn) string {
 	}
 }
 
-const nothingYet = "nothing yet (EAGAIN)"
-
-// tryRead says what one read(2) returns. It does not wait, as long as O_NONBLOCK is on.
+// tryRead describes the result of one read(2), which does not wait as long as O_NONBLOCK is on.
 func tryRead(c *net.UnixConn) string {
 	n := 0
 	err := borrow(c, func(fd int) (err error) {

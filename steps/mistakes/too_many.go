@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +19,7 @@ func tooManyWrong(s *sockets) (string, error) { return sendBatches(s, maxFDs+1) 
 func tooManyRight(s *sockets) (string, error) { return sendBatches(s, maxFDs) }
 
 func sendBatches(s *sockets, batchSize int) (string, error) {
-	var arrived []string
+	var arrived []int
 	for batch := range slices.Chunk(slices.Repeat([]int{stdin}, maxFDs+1), batchSize) {
 		if err := send(s.sender, "batch", batch...); err != nil {
 			return fmt.Sprintf("%d descriptors in one message: %v", len(batch), err), nil
@@ -30,7 +29,7 @@ func sendBatches(s *sockets, batchSize int) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		arrived = append(arrived, fmt.Sprint(len(m.fds)))
+		arrived = append(arrived, len(m.fds))
 	}
-	return fmt.Sprintf("%d descriptors in %d messages: %s arrive", maxFDs+1, len(arrived), strings.Join(arrived, " + ")), nil
+	return fmt.Sprintf("%d descriptors in %d messages: %d arrive", maxFDs+1, len(arrived), arrived), nil
 }
