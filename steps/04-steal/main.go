@@ -34,17 +34,22 @@ func main() {
 	demo := flag.Bool("demo", false, "tell the whole story in one terminal")
 	timeout := flag.Duration("timeout", time.Second, "how long the new process may take to answer an offer")
 	flag.Parse()
+	role := "old"
+	switch {
+	case *demo:
+		role = "demo"
+	case *connect:
+		role = "new"
+	}
+	start(role)
 	path, err := controlPath(*control, "04-steal")
 	switch {
 	case err != nil:
 	case *demo:
-		start("demo")
 		err = runDemo()
 	case *connect:
-		start("new")
 		err = runNew(path)
 	default:
-		start("old")
 		err = runOld(*addr, path, *timeout)
 	}
 	if err != nil {

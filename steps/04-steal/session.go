@@ -29,7 +29,7 @@ func runOld(addr, path string, timeout time.Duration) error {
 	log.Printf("control socket on %s", path)
 	g := &giver{control: control, timeout: timeout}
 	err = serveTCP(addr, func(c *net.TCPConn) {
-		s := state{Client: fmt.Sprintf("%v -> %v", c.RemoteAddr(), c.LocalAddr())}
+		s := state{Remote: c.RemoteAddr().String(), Local: c.LocalAddr().String()}
 		serve(c, s, func(s state) error { return g.give(c, s) })
 	})
 	remove()
@@ -59,7 +59,7 @@ func runNew(path string) error {
 			if errors.Is(err, errGone) { // as in the end it should be
 				return nil
 			}
-			return err
+			return fmt.Errorf("the old process %w", err)
 		}
 		clients.Go(func() {
 			// The client has waited for an answer since it typed STEAL: that comes first.
@@ -85,7 +85,7 @@ var errStolen = errors.New("the new process has it")
 func serve(c conn, s state, steal func(state) error) {
 	defer c.Close()
 	fd, cookie, err := identify(c)
-	log.Printf("client %s is descriptor %d, cookie %d, with %d bytes read ahead", s.Client, fd, cookie, len(s.Unread))
+	log.Printf("client %s -> %s is descriptor %d, cookie %d, with %d bytes read ahead", s.Remote, s.Local, fd, cookie, len(s.Unread))
 	if err == nil {
 		err = echo(c, s, steal)
 	}
@@ -106,8 +106,9 @@ func echo(c io.ReadWriter, s state, steal func(state) error) error {
 	for inside := false; ; { // inside a line longer than the buffer, which is echoed in pieces
 		line, err := in.ReadSlice('\n')
 		full := errors.Is(err, bufio.ErrBufferFull)
+		whole := !inside && !full
 		answer := line // binary-exact: no byte is changed, and none is taken for text
-		if !inside && !full && isSteal(line) {
+		if whole && isSteal(line) {
 			// The buffer may hold more than this line. Those bytes are in no queue of the kernel's
 			// any more, and the new process cannot read them from the socket.
 			s.Unread, _ = in.Peek(in.Buffered()) // what is buffered can be peeked at

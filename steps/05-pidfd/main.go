@@ -13,8 +13,8 @@
 // And to look at any descriptor of a process that you may trace: go run ./steps/05-pidfd -pid PID -fd N
 //
 //	main.go      skip: flags
-//	pull.go      read, copy: the old process lets itself be searched, the new one helps itself
-//	denied.go    read, copy: why it may not
+//	pull.go      read, copy: the old process names a descriptor, the new one takes it
+//	pidfd.go     read, copy: pidfd_getfd, and why it may be refused
 //	look.go      read: what a descriptor is, from outside
 //	session.go   known from 04, and steal.go and demo.go too; push.go is gone
 //	fdpass.go    known from 03
@@ -40,20 +40,26 @@ func main() {
 	pid := flag.Int("pid", 0, "look at a descriptor of the process with this `pid`, with -fd")
 	fd := flag.Int("fd", 0, "the descriptor's `number` in that process")
 	flag.Parse()
+	role := "old"
+	switch {
+	case *pid != 0:
+		role = "look"
+	case *demo:
+		role = "demo"
+	case *connect:
+		role = "new"
+	}
+	start(role)
 	path, err := controlPath(*control, "05-pidfd")
 	switch {
 	case err != nil:
 	case *pid != 0:
-		start("look")
 		err = look(*pid, *fd)
 	case *demo:
-		start("demo")
 		err = runDemo()
 	case *connect:
-		start("new")
 		err = runNew(path)
 	default:
-		start("old")
 		err = runOld(*addr, path, *timeout)
 	}
 	if err != nil {

@@ -38,7 +38,8 @@ import (
 // state is what this process knows of a connection and the next one needs: the socket is not all
 // of it. Add here what your own server must know to go on.
 type state struct {
-	Client string `json:"client,omitempty"` // both addresses, for the log
+	Remote string `json:"remote,omitempty"` // the client's address, and ours: for the log
+	Local  string `json:"local,omitempty"`
 	Unread []byte `json:"unread,omitempty"` // read from the socket, and not yet answered
 }
 
@@ -69,9 +70,9 @@ type giver struct {
 	control *socket.Conn  // listens; its accept queue is the line of waiting processes
 	timeout time.Duration // how long an offer may stay unanswered
 
-	mu   sync.Mutex   // one offer at a time, its answer awaited by whoever made it
-	to   *socket.Conn // the first in line, once accepted; nil: nobody is
-	peer peer         // at the other end of to
+	mu    sync.Mutex   // one offer at a time, its answer awaited by whoever made it
+	first *socket.Conn // to the first in line, once accepted; nil: nobody is
+	peer  peer         // who that is
 }
 
 // give offers c to the first process in line, and waits for the answer. Nothing may read, write or
@@ -87,7 +88,7 @@ func (g *giver) give(c syscall.Conn, s state) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for {
-		if g.to == nil {
+		if g.first == nil {
 			if err := g.accept(); err != nil {
 				return err
 			}
@@ -112,25 +113,25 @@ func (g *giver) accept() error {
 			return errors.New("no new process is waiting")
 		}
 		if err == nil {
-			g.to, err = socket.New(fd, "control")
+			g.first, err = socket.New(fd, "control")
 		}
 		if err != nil {
 			return err
 		}
-		g.peer, err = peerOf(g.to)
+		g.peer, err = peerOf(g.first)
 		if err == nil {
 			return nil
 		}
 		log.Print(err)
-		sendMessage(g.to, message{Type: "refused", Reason: err.Error()}) // fails if it has left
+		sendMessage(g.first, message{Type: "refused", Reason: err.Error()}) // fails if it has left
 		g.drop()
 	}
 }
 
 // drop ends the conversation with the first in line.
 func (g *giver) drop() {
-	g.to.Close()
-	g.to = nil
+	g.first.Close()
+	g.first = nil
 }
 
 // offer makes one offer to the first in line. Its error is errGone if that is no more.
@@ -139,12 +140,12 @@ func (g *giver) offer(c syscall.Conn, s state) error {
 	if err != nil {
 		return err
 	}
-	g.to.SetDeadline(time.Now().Add(g.timeout)) // fails on what is closed, as the next call does
+	g.first.SetDeadline(time.Now().Add(g.timeout)) // fails on what is closed, as the next call does
 	m := message{Type: "offer", FD: fd, Cookie: cookie, state: s}
-	if err := sendOffer(g.to, m, c); err != nil {
+	if err := sendOffer(g.first, m, c); err != nil {
 		return err // nothing was sent
 	}
-	answer, _, err := receiveMessage(g.to, 0)
+	answer, _, err := receiveMessage(g.first, 0)
 	switch {
 	case err == nil && answer.Type == "taken":
 		return nil
@@ -164,14 +165,14 @@ func (g *giver) offer(c syscall.Conn, s state) error {
 func (g *giver) withdraw(reason error) error {
 	// In this order: a new process that finds the socket shut must find the word before it, or it
 	// would take the connection for an orphan. So this waits for room as long as it must.
-	g.to.SetDeadline(time.Time{})
+	g.first.SetDeadline(time.Time{})
 	m := message{Type: "withdraw", Reason: reason.Error()}
-	for err := sendMessage(g.to, m); err != nil && !errors.Is(err, errGone); err = sendMessage(g.to, m) {
+	for err := sendMessage(g.first, m); err != nil && !errors.Is(err, errGone); err = sendMessage(g.first, m) {
 		log.Printf("withdraw: %v; trying again, as nothing else is safe", err) // ENOBUFS, say
 		time.Sleep(time.Second)
 	}
-	g.to.Shutdown(unix.SHUT_RDWR) // fails if the other side has hung up: the queue ends all the same
-	taken := drain(g.to, "taken")
+	g.first.Shutdown(unix.SHUT_RDWR) // fails if the other side has hung up: the queue ends all the same
+	taken := drain(g.first, "taken")
 	g.drop()
 	if taken != nil {
 		return nil
@@ -200,7 +201,7 @@ func drain(c *socket.Conn, wanted string) (found *message) {
 func take(from *socket.Conn) (*socket.Conn, state, error) {
 	for {
 		m, fds, err := receiveMessage(from, offerFDs)
-		switch {
+		switch { // a bad record is refused below, like an offer that is not true
 		case err != nil && !errors.Is(err, errBadRecord):
 			return nil, state{}, err
 		case m.Type == "withdraw", m.Type == "refused":
