@@ -2,8 +2,8 @@
 
 package main
 
-// Why a descriptor cannot be fetched. The kernel answers with a number, and behind EPERM there are
-// half a dozen reasons. To copy: this file, with golang.org/x/sys/unix.
+// A descriptor out of another process: pidfd_getfd(2), and why it may be refused. To copy: this file,
+// with golang.org/x/sys/unix.
 
 import (
 	"errors"
@@ -15,7 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// explain adds to an error of pidfd_open(2) or pidfd_getfd(2) what is behind it.
+// fetch duplicates a descriptor of another process into this one, close-on-exec, as dup(2) would
+// within one. The other process is not asked, and does not notice. The caller closes it.
+func fetch(pid, pidfd, number int) (int, error) {
+	fd, err := unix.PidfdGetfd(pidfd, number, 0)
+	if err != nil {
+		return -1, fmt.Errorf("pidfd_getfd of pid %d, descriptor %d: %w", pid, number, explain(pid, err))
+	}
+	return fd, nil
+}
+
+// explain adds to an error of pidfd_open(2) or pidfd_getfd(2) what is behind it. Behind EPERM there are
+// half a dozen reasons, and the kernel answers with a number.
 func explain(pid int, err error) error {
 	why := ""
 	switch {

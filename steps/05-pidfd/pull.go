@@ -7,7 +7,7 @@ package main
 // what has not been fetched by then cannot be fetched. Step 04 has push.go in the place of this
 // file, under the same steal.go.
 //
-// To copy: this file with denied.go and control.go.
+// To copy: the files of step 04, with this one and pidfd.go in the place of push.go.
 
 import (
 	"context"
@@ -84,14 +84,4 @@ func hungUp(c *socket.Conn) (hup bool) {
 		return err
 	})
 	return hup || err != nil
-}
-
-// fetch duplicates a descriptor of another process into this one, close-on-exec, as dup(2) would
-// within one. The other process is not asked, and does not notice. The caller closes it.
-func fetch(pid, pidfd, number int) (int, error) {
-	fd, err := unix.PidfdGetfd(pidfd, number, 0)
-	if err != nil {
-		return -1, fmt.Errorf("pidfd_getfd of pid %d, descriptor %d: %w", pid, number, explain(pid, err))
-	}
-	return fd, nil
 }
