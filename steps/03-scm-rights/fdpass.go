@@ -31,9 +31,9 @@ var errBadRecord = errors.New("bad record")
 // keeps fds, and may close them at once: those in flight are the kernel's. A record is sent whole
 // or not at all. It waits for room in the queue until the connection's write deadline.
 //
-// It fails with EINVAL for more than 253 descriptors, ETOOMANYREFS when this user has more descriptors in flight than its soft
-// RLIMIT_NOFILE, EMSGSIZE when the record does not fit the send buffer, EPIPE when the other
-// side is gone.
+// It fails with EINVAL for more than 253 descriptors, ETOOMANYREFS when this user has more in flight
+// than its soft RLIMIT_NOFILE, EMSGSIZE when the record does not fit the send buffer, and EPIPE when
+// the other side is gone.
 func sendFDs(c *socket.Conn, payload []byte, fds ...int) error {
 	if len(payload) == 0 { // on SOCK_SEQPACKET an empty record looks like end-of-file
 		return errors.New("send: a record needs at least one byte of payload")
@@ -59,7 +59,7 @@ func receiveFDs(c *socket.Conn, payload []byte, minFDs, maxFDs int) (n int, fds 
 		return 0, nil, err
 	}
 	fds, err = parseControl(control[:controlLen])
-	switch { // the kernel reports no error, only flags (recvmsg(2))
+	switch { // the kernel reports no error, only flags (recvmsg(2)), which say more than err
 	case flags&unix.MSG_CTRUNC != 0:
 		err = fmt.Errorf("%w: descriptors lost (MSG_CTRUNC): is this process out of descriptors? (ulimit -n)", errBadRecord)
 	case flags&unix.MSG_TRUNC != 0:
@@ -89,13 +89,13 @@ func receiveRecord(c *socket.Conn, payload, control []byte) (n, controlLen, flag
 		// the kernel say ECONNRESET, once, before it hands out what is in ours. And recvmsg looks
 		// at the queue first, then whether the peer is gone: what came in between, it has not
 		// seen. So ask twice. The second answer is final, as nothing can come any more.
-		reset := errors.Is(err, unix.ECONNRESET)
-		ended := err == nil && n == 0 && controlLen == 0 ||
-			errors.Is(err, unix.ENOTCONN) // Linux 5.10, after a send met a closing peer
+		empty := err == nil && n == 0 && controlLen == 0
+		ended := empty || errors.Is(err, unix.ENOTCONN) // so 5.10 says after a send met a closing peer
 		switch {
-		case ended && asked > 1:
+		case errors.Is(err, unix.ECONNRESET), ended && asked == 1: // ask again
+		case ended:
 			return 0, 0, 0, io.EOF
-		case !ended && !reset:
+		default:
 			return n, controlLen, flags, err
 		}
 	}

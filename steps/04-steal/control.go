@@ -33,9 +33,11 @@ func controlPath(given, name string) (path string, err error) {
 		if runtime := os.Getenv("XDG_RUNTIME_DIR"); private(runtime) {
 			folder = filepath.Join(runtime, "steal")
 		}
-		err := os.Mkdir(folder, 0o700)
+		if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
 		if !private(folder) { // in /tmp anybody could have made it before us
-			return "", fmt.Errorf("%s must be a folder of mode 0700 that uid %d owns (%v): choose a path with -control", folder, os.Geteuid(), err)
+			return "", fmt.Errorf("%s must be a folder of mode 0700 that uid %d owns: choose a path with -control", folder, os.Geteuid())
 		}
 		given = filepath.Join(folder, name)
 	}
@@ -55,9 +57,15 @@ func private(folder string) bool {
 	return err == nil && int(stat.Uid) == os.Geteuid() && stat.Mode&(unix.S_IFMT|0o077) == unix.S_IFDIR
 }
 
+// errForeign is that something at the path is not ours to remove.
+var errForeign = errors.New("another program's file or socket is there: choose another path with -control")
+
 // listenControl listens on path until this process ends, and calls remove then. Its error says what
 // stands in the way. The caller owns the listener.
 func listenControl(path string) (listener *socket.Conn, remove func(), err error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+		return nil, nil, fmt.Errorf("control path %s: %w", path, errForeign)
+	}
 	// To see that nobody listens at path any more, to remove what is there, and to bind are three
 	// system calls: two processes that start together could each remove the other's socket. So
 	// whoever listens holds a lock for life, which the kernel frees when it dies (flock(2)). Nobody
@@ -70,22 +78,22 @@ func listenControl(path string) (listener *socket.Conn, remove func(), err error
 		unix.Close(lock)
 		return nil, nil, fmt.Errorf("lock %s.lock: %w: if a process listens there, stop it or join it with -c; or choose another path with -control", path, err)
 	}
-	listener, err = bind(path)
+	listener, own, err := bind(path)
 	if err != nil {
 		unix.Close(lock)
 		return nil, nil, fmt.Errorf("control path %s: %w", path, err)
 	}
-	// The file that bind(2) made. Removing is by name: whoever ends must not remove another's file.
-	own, err := os.Lstat(path)
 	return listener, func() {
+		// Removing is by name: whoever ends must not remove another's file.
 		if now, err := os.Lstat(path); err == nil && os.SameFile(now, own) {
 			os.Remove(path)
 		}
-	}, err
+	}, nil
 }
 
-// bind listens at path, where it removes a socket whose owner is gone, and nothing else.
-func bind(path string) (*socket.Conn, error) {
+// bind listens at path, where it removes a socket whose owner is gone, and nothing else. It returns
+// the file that bind(2) has made, too.
+func bind(path string) (c *socket.Conn, file fs.FileInfo, err error) {
 	if info, err := os.Lstat(path); err == nil {
 		// A socket's file outlives its process, and bind(2) fails with EADDRINUSE as long as it is
 		// there. If nobody listens, connect(2) says ECONNREFUSED; but so it does of a plain file.
@@ -94,22 +102,25 @@ func bind(path string) (*socket.Conn, error) {
 			probe.Close()
 		}
 		if info.Mode().Type() != fs.ModeSocket || !errors.Is(err, unix.ECONNREFUSED) {
-			return nil, errors.New("another program's file or socket is there: choose another path with -control")
+			return nil, nil, errForeign
 		}
 		os.Remove(path) // if it fails, so does Bind
 	}
-	c, err := socket.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, "control", nil)
+	c, err = socket.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, "control", nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	err = c.Bind(&unix.SockaddrUnix{Name: path})
 	if err == nil {
 		err = c.Listen(16) // so many processes may wait in the accept queue; one more gets EAGAIN
 	}
+	if err == nil {
+		file, err = os.Lstat(path)
+	}
 	if err != nil {
 		c.Close()
 	}
-	return c, err
+	return c, file, err
 }
 
 // dialControl connects to the process that listens on path. The caller closes the connection.

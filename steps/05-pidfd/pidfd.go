@@ -57,16 +57,16 @@ func denied(pid int) string {
 	if _, err := os.Readlink(folder + "/ns/user"); err == nil {
 		return "its user is no obstacle; " + yama()
 	}
-	info, err := os.Stat(folder)
+	info, err := os.Stat(folder + "/ns")
 	if err != nil {
 		return err.Error()
 	}
 	uid := os.Geteuid()
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != uid {
-		// The owner of /proc/PID is its effective user, but root's if it is not dumpable (proc(5)).
+		// What is in /proc/PID belongs to its effective user, but to root if it is not dumpable (proc(5)).
 		return fmt.Sprintf("%s belongs to uid %d, and this process is uid %d's without CAP_SYS_PTRACE: it is another user's, or not dumpable (PR_SET_DUMPABLE in prctl(2))", folder, stat.Uid, uid)
 	}
-	return "it has capabilities that this process lacks, or is in another user namespace: start both the same way, or give this one CAP_SYS_PTRACE"
+	return "it has capabilities that this process lacks, is not dumpable, or is in another user namespace: start both the same way, or give this one CAP_SYS_PTRACE; or a security module such as Landlock, SELinux or AppArmor forbids it"
 }
 
 // yama says what the security module of that name has against it: proc_sys_kernel(5).

@@ -15,10 +15,10 @@ import (
 // descriptor table, and means nothing in another process. cookie (SO_COOKIE) is the socket's own,
 // the same for every process that has it, and never used again while the machine is up.
 func identify(c syscall.Conn) (fd int, cookie uint64, err error) {
-	err = borrow(c, func(number int) (err error) {
+	err = borrow(c, func(number int) (failed error) {
 		fd = number
-		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-		return os.NewSyscallError("getsockopt SO_COOKIE", err)
+		cookie, failed = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+		return os.NewSyscallError("getsockopt SO_COOKIE", failed)
 	})
 	return fd, cookie, err
 }
