@@ -11,6 +11,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"time"
 
 	"github.com/mdlayher/socket"
 )
@@ -29,6 +30,7 @@ func sendListener(c *socket.Conn) error {
 		return err
 	}
 	defer client.Close()
+	client.SetDeadline(time.Now().Add(20 * time.Second)) // for a new process that falls silent
 	fmt.Fprintln(client, "who is there?") // what fails here, fails below
 	tcp := listener.(*net.TCPListener)
 	fd, cookie, err := identify(tcp)

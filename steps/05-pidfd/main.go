@@ -40,10 +40,15 @@ func main() {
 	pid := flag.Int("pid", 0, "look at a descriptor of the process with this `pid`, with -fd")
 	fd := flag.Int("fd", 0, "the descriptor's `number` in that process")
 	flag.Parse()
+	if *pid != 0 {
+		start("look")
+		if err := look(*pid, *fd); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	role := "old"
 	switch {
-	case *pid != 0:
-		role = "look"
 	case *demo:
 		role = "demo"
 	case *connect:
@@ -53,8 +58,6 @@ func main() {
 	path, err := controlPath(*control, "05-pidfd")
 	switch {
 	case err != nil:
-	case *pid != 0:
-		err = look(*pid, *fd)
 	case *demo:
 		err = runDemo()
 	case *connect:
