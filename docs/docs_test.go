@@ -1,24 +1,40 @@
 // Package docs keeps the book true: what its pages show is compared with the source, and what
 // they claim to print is run.
 //
-//	go test ./docs            # says what has rotted
-//	go test ./docs -update    # writes what is true now into the pages; read the diff
+//	go test ./docs                                  # says what has rotted
+//	go test ./docs -update                          # writes what is true now; read the diff
+//	go test ./docs -run /docs/04-steal              # one page alone
+//	STEAL_LONG=1 go test -timeout 20m ./docs        # all of it: what must be built takes minutes
 //
-// A page is plain Markdown. These of its blocks are checked:
+// A page is plain Markdown. A comment on the line before a fenced block says what the block is:
 //
-//   - go blocks behind a comment such as <!-- source: steps/04-steal/steal.go giver.withdraw -->
-//     show that declaration (snippets_test.go); behind <!-- program: ... --> they are built and run
-//     (programs_test.go);
-//   - console blocks are run (transcripts_test.go);
-//   - diff blocks in an exercise are its solution, and are tried (exercises_test.go);
-//   - mermaid blocks are pictures that a browser can draw (diagrams_test.go).
+//	<!-- source: steps/04-steal/steal.go -->                   go: that file, whole
+//	<!-- source: steps/04-steal/steal.go giver.give state -->  go: these declarations, with comments,
+//	                                                           or parts between //begin:NAME and //end:NAME
+//	<!-- program: 03-scm-rights -->                            go: a whole program, built and run in an empty folder;
+//	<!-- program: 03-scm-rights fdpass.go socket.go -->        the same, beside copies of these files of the step.
+//	                                                           Its last line of output is its comment // Output: ...
+//	<!-- planted: 05 TestStory/04 -->                          text: what that test says (each line, with any numbers)
+//	                                                           once testdata/pitfalls/05.diff is applied
 //
-// Links, anchors, proofs and commands are checked in pages_test.go, generated tables in
-// generated_test.go; what a chapter must have in chapters_test.go, and of the pages across the
-// chapters the articles, the pitfalls and the glossary in files named for them.
+// Without a comment, go blocks are sketches that nobody checks, and console blocks are transcripts:
+// they are run (transcripts_test.go says how). One with commands only is filled in by -update. So is a
+// table or list between two comments:
+//
+//	<!-- generated: files 04-steal -->  the step's files, from its doc comment: read, copy or skip
+//	<!-- generated: kills 04-steal -->  who survives what, from var kills in steps/kills_test.go
+//	<!-- generated: kills-that-differ -->  those that end otherwise where descriptors are pulled
+//	<!-- generated: pitfalls -->        the headings of that page; likewise glossary
+//	<!-- generated: copy -->            what to take of which step (copy_test.go)
+//	<!-- end -->
+//
+// So are the code lines in the README's table of steps. An exercise is described in
+// exercises_test.go. Links, and names of tests, functions and commands, must lead somewhere
+// (pages_test.go); the chapters 01 to 05 must print nearly all their code (printed_test.go).
 package docs
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -30,6 +46,16 @@ import (
 )
 
 var update = flag.Bool("update", false, "write what is true now into the pages")
+
+// long is the one switch of whatever takes long.
+var long = os.Getenv("STEAL_LONG") != ""
+
+func onlyLong(t *testing.T) {
+	t.Helper()
+	if !long {
+		t.Skip("it takes minutes: set STEAL_LONG=1")
+	}
+}
 
 // page is a Markdown file, by its path from the repository's root, where the tests run.
 type page struct {
@@ -72,10 +98,12 @@ func pages(t *testing.T) []page {
 
 var fenced = regexp.MustCompile("(?m)^(?:<!-- (.*) -->\n)?```([a-z]*)\n((?s).*?)^```$")
 
+// errStale is what -update mends.
+var errStale = errors.New("not true any more (-update writes what is)")
+
 // rewrite replaces the text of each block of a kind by what is true, and returns the page, and
 // what was not as it should be.
-func (p page) rewrite(kind string, truth func(block) (string, error)) (page, []error) {
-	var wrong []error
+func (p page) rewrite(kind string, truth func(block) (string, error)) (now page, wrong []error) {
 	var out strings.Builder
 	end := 0
 	for _, at := range fenced.FindAllStringSubmatchIndex(p.text, -1) {
@@ -87,35 +115,46 @@ func (p page) rewrite(kind string, truth func(block) (string, error)) (page, []e
 			continue
 		}
 		text, err := truth(b)
+		if err == nil && text != b.text {
+			err = fmt.Errorf("%w:\n%s", errStale, difference(b.text, text))
+		} else if err != nil {
+			text = b.text
+		}
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("%s:%d: %w", p.path, b.line, err))
-			text = b.text
-		} else if text != b.text {
-			wrong = append(wrong, fmt.Errorf("%s:%d: not true any more:\n%s", p.path, b.line, difference(b.text, text)))
 		}
 		out.WriteString(p.text[end:at[6]] + text)
 		end = at[7]
 	}
-	out.WriteString(p.text[end:])
-	return page{p.path, out.String()}, wrong
+	return page{p.path, out.String() + p.text[end:]}, wrong
 }
 
 // check compares all blocks of a kind, or with -update writes the truth into the pages.
 func check(t *testing.T, kind string, truth func(*testing.T, block) (string, error)) {
 	for _, p := range pages(t) {
 		t.Run(p.path, func(t *testing.T) {
-			now, wrong := p.rewrite(kind, func(b block) (string, error) { return truth(t, b) })
-			if *update && now.text != p.text {
-				if err := os.WriteFile(p.path, []byte(now.text), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				t.Logf("%s: updated", p.path)
-				return
-			}
-			for _, err := range wrong {
-				t.Error(err)
-			}
+			t.Parallel()
+			p.settle(t, func() (page, []error) {
+				return p.rewrite(kind, func(b block) (string, error) { return truth(t, b) })
+			})
 		})
+	}
+}
+
+// settle reports what is wrong, or with -update mends it.
+func (p page) settle(t *testing.T, rewrite func() (page, []error)) {
+	t.Helper()
+	now, wrong := rewrite()
+	if *update && now != p {
+		if err := os.WriteFile(p.path, []byte(now.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: updated", p.path)
+	}
+	for _, err := range wrong {
+		if !*update || !errors.Is(err, errStale) {
+			t.Error(err)
+		}
 	}
 }
 

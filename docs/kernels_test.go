@@ -1,12 +1,12 @@
 package docs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
-	"testing"
 )
 
 // What .ci/kernels has seen on other kernels stands in a golden file for each. Here it becomes
@@ -48,6 +48,9 @@ func features() (string, error) {
 				answers[m[1]] = append(answers[m[1]], m[2])
 			}
 		}
+	}
+	if len(answers) == 0 {
+		return "", errors.New("no features")
 	}
 	table := head + "\n" + rule + "\n"
 	for _, name := range rowsByAge(answers) {
@@ -106,19 +109,13 @@ func relations() (string, error) {
 		names = append(names, name)
 	}
 	slices.Sort(names)
+	if names == nil {
+		return "", errors.New("no relations")
+	}
 	table := "| the taker | taker → target | 0, or no Yama | 1 | 2 | 3 |\n| --- | --- | --- | --- | --- | --- |\n"
 	for _, name := range names {
 		row := answers[name]
 		table += fmt.Sprintf("| %s | %s |\n", name, strings.Join(row[:], " | "))
 	}
 	return table, nil
-}
-
-// Nothing is empty only because nothing was read.
-func TestKernelTables(t *testing.T) {
-	for name, table := range map[string]func() (string, error){"features": features, "relations": relations} {
-		if text, err := table(); err != nil || strings.Count(text, "\n") < 12 || !strings.Contains(text, "EPERM") && name == "relations" {
-			t.Errorf("%s: %v\n%s", name, err, text)
-		}
-	}
 }

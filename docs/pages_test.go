@@ -5,49 +5,97 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
 
-// Every relative link leads to a file, and every anchor to a heading.
-func TestLinks(t *testing.T) {
+// What a page points at must be there: files, headings, tests, functions, and what its commands name.
+func TestReferences(t *testing.T) {
 	for _, p := range pages(t) {
-		for _, err := range deadLinks(p) {
-			t.Error(err)
+		for _, err := range p.dangling() {
+			t.Errorf("%s: %v", p.path, err)
 		}
 	}
 }
 
-var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+var (
+	link      = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	namesIn   = regexp.MustCompile("((?:`[\\w.]+`(?:,|,? and)?\\s)+)in\\s+\\[`[\\w.]+\\.go`\\]\\(([^)\\s#]+)\\)")
+	proof     = regexp.MustCompile("\\[(`(?:Test|Fuzz|Benchmark)\\w+`)\\]\\(([^)\\s#]+)\\)")
+	quoted    = regexp.MustCompile("`([\\w.]+)`")
+	goCommand = regexp.MustCompile("go (?:run|test|build|vet)\\b[^`\n#]*?(\\./steps(?:/[\\w-]+)?)\\b([^`\n#]*)")
+	testName  = regexp.MustCompile(`-(?:run|bench) '?\^?((?:Test|Benchmark)\w+)`)
+	mistake   = regexp.MustCompile(`^ ([a-z-]+)`)
+)
 
-func deadLinks(p page) (dead []error) {
-	text := fenced.ReplaceAllString(p.text, "") // code may look like links
-	text = lineLink.ReplaceAllString(text, "")  // TestLines looks at those; nobody at other lines
-	for _, match := range link.FindAllStringSubmatch(text, -1) {
-		target := match[1]
-		if strings.Contains(target, "://") {
+func (p page) dangling() (wrong []error) {
+	miss := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
+	in := func(file string) string { return filepath.Join(filepath.Dir(p.path), file) }
+	for _, m := range link.FindAllStringSubmatch(fenced.ReplaceAllString(p.text, ""), -1) {
+		if strings.Contains(m[1], "://") {
 			continue // not ours to keep alive
 		}
-		file, anchor, _ := strings.Cut(target, "#")
-		where := filepath.Join(filepath.Dir(p.path), file)
+		file, anchor, _ := strings.Cut(m[1], "#")
+		where := in(file)
 		if file == "" {
 			where = p.path
 		}
-		content, err := os.ReadFile(where)
-		if info, statErr := os.Stat(where); statErr == nil && info.IsDir() && anchor == "" {
-			continue
+		if _, err := os.Stat(where); err != nil {
+			if file != "" {
+				miss("link to %s: %w", m[1], err)
+				continue
+			}
 		}
-		if file == "" {
-			content, err = []byte(p.text), nil
+		text := p.text
+		if file != "" && anchor != "" {
+			content, err := os.ReadFile(where)
+			if err != nil {
+				miss("link to %s: %w", m[1], err)
+			}
+			text = string(content)
 		}
-		if err != nil {
-			dead = append(dead, fmt.Errorf("%s: link to %s: %w", p.path, target, err))
-		} else if anchor != "" && !anchors(string(content))[anchor] {
-			dead = append(dead, fmt.Errorf("%s: link to %s: no such heading", p.path, target))
+		if anchor != "" && !anchors(text)[anchor] {
+			miss("link to %s: no such heading", m[1])
 		}
 	}
-	return dead
+	// [`TestName`](file), and `f` and `T.g` in [`file.go`](file): there is such a declaration.
+	for _, m := range append(proof.FindAllStringSubmatch(p.text, -1), namesIn.FindAllStringSubmatch(p.text, -1)...) {
+		source, err := os.ReadFile(in(m[2]))
+		if err != nil {
+			miss("%w", err)
+			continue
+		}
+		for _, name := range quoted.FindAllStringSubmatch(m[1], -1) {
+			if _, err := declaration(string(source), name[1]); err != nil {
+				miss("%s: %w", m[2], err)
+			}
+		}
+	}
+	for _, m := range goCommand.FindAllStringSubmatch(p.text, -1) {
+		dir := m[1]
+		if _, err := os.Stat(dir); err != nil {
+			miss("%s: %w", m[0], err)
+		}
+		if test := testName.FindStringSubmatch(m[0]); test != nil && !strings.HasPrefix(test[1], "TestExercise") && !declaredIn(dir, "func "+test[1]+"(") {
+			miss("%s: no such test", m[0])
+		}
+		if name := mistake.FindStringSubmatch(m[2]); dir == "./steps/mistakes" && name != nil && name[1] != "list" && !declaredIn(dir, `{"`+name[1]+`", `) {
+			miss("%s: no such mistake", m[0])
+		}
+	}
+	return wrong
+}
+
+// declaredIn reports whether a Go file of a folder contains a text.
+func declaredIn(dir, text string) bool {
+	files, err := filepath.Glob(dir + "/*.go")
+	for _, file := range files {
+		source, readErr := os.ReadFile(file)
+		if err == nil && readErr == nil && strings.Contains(string(source), text) {
+			return true
+		}
+	}
+	return false
 }
 
 // anchors are the names that forges give to headings: small letters, hyphens for spaces, and
@@ -65,114 +113,18 @@ func anchorOf(heading string) string {
 	return regexp.MustCompile(`[^\p{L}\p{N}_-]`).ReplaceAllString(name, "")
 }
 
-// A test that a page names as a proof must exist in the file that it links to.
-func TestProofsExist(t *testing.T) {
-	for _, p := range pages(t) {
-		for _, err := range missingProofs(p) {
-			t.Error(err)
-		}
-	}
-}
-
-var proof = regexp.MustCompile("\\[`((?:Test|Fuzz|Benchmark)\\w+)`\\]\\(([^)\\s#]+)\\)")
-
-func missingProofs(p page) (missing []error) {
-	for _, match := range proof.FindAllStringSubmatch(p.text, -1) {
-		name, file := match[1], filepath.Join(filepath.Dir(p.path), match[2])
-		source, err := os.ReadFile(file)
-		if err != nil || !strings.Contains(string(source), "func "+name+"(") {
-			missing = append(missing, fmt.Errorf("%s: %s has no %s", p.path, file, name))
-		}
-	}
-	return missing
-}
-
-// Where a page says `f` in [`file.go`](...), there is an f in that file.
-func TestNamesExist(t *testing.T) {
-	for _, p := range pages(t) {
-		for _, err := range missingNames(p) {
-			t.Error(err)
-		}
-	}
-}
-
-var (
-	namesIn = regexp.MustCompile("((?:`[\\w.]+`(?:,|,? and)?\\s)+)in\\s+\\[`[\\w.]+\\.go`\\]\\(([^)\\s#]+)\\)")
-	quoted  = regexp.MustCompile("`([\\w.]+)`")
-)
-
-func missingNames(p page) (missing []error) {
-	for _, m := range namesIn.FindAllStringSubmatch(p.text, -1) {
-		for _, name := range quoted.FindAllStringSubmatch(m[1], -1) {
-			if _, err := lineOf(filepath.Join(filepath.Dir(p.path), m[2]), name[1]); err != nil {
-				missing = append(missing, fmt.Errorf("%s: %w", p.path, err))
-			}
-		}
-	}
-	return missing
-}
-
-// A step or a test that a command on a page names must exist. (Transcripts are run; these are the
-// commands beside them. The checks of the exercises are copied there first.)
-func TestCommands(t *testing.T) {
-	for _, p := range pages(t) {
-		for _, err := range vainCommands(p) {
-			t.Error(err)
-		}
-	}
-}
-
-var (
-	goCommand = regexp.MustCompile("(?m)go (?:run|test|build|vet)\\b[^`\n#]*")
-	stepPath  = regexp.MustCompile(`\./steps/[\w-]+`)
-	testName  = regexp.MustCompile(`-(?:run|bench) '?\^?((?:Test|Benchmark)\w+)`)
-)
-
-func vainCommands(p page) (vain []error) {
-	for _, command := range goCommand.FindAllString(p.text, -1) {
-		dir := stepPath.FindString(command)
-		if dir == "" {
-			continue
-		}
-		sources, err := filepath.Glob(dir + "/*.go")
-		if err != nil || sources == nil {
-			vain = append(vain, fmt.Errorf("%s: %s: no such step", p.path, command))
-			continue
-		}
-		test := testName.FindStringSubmatch(command)
-		if test == nil || strings.HasPrefix(test[1], "TestExercise") {
-			continue
-		}
-		if !slices.ContainsFunc(sources, func(file string) bool {
-			source, err := os.ReadFile(file)
-			return err == nil && strings.Contains(string(source), "func "+test[1]+"(")
-		}) {
-			vain = append(vain, fmt.Errorf("%s: %s: no such test", p.path, command))
-		}
-	}
-	return vain
-}
-
-// Planted errors: dead links, and proofs, names and commands of what is not there.
-func TestDeadLinksAreNoticed(t *testing.T) {
+// Planted errors: one in each line but the first.
+func TestDanglingIsNoticed(t *testing.T) {
 	p := page{"docs/page.md", "# A heading, `quoted`\n" +
-		"[ok](#a-heading-quoted) [ok](01-echo.md) [ok](../steps/01-echo) [ok](https://example.com/x)\n" +
-		"[dead](#nowhere) [dead](nowhere.md) [dead](01-echo.md#nowhere) [dead](../steps/01-echo/echo.go#L1)\n" +
-		"```go\nx[i](y)\n```\n" +
-		"[`TestUsage`](../steps/01-echo/echo_test.go) [`TestNothing`](../steps/01-echo/echo_test.go)\n"}
-	if dead := deadLinks(p); len(dead) != 4 {
-		t.Errorf("got %v, want four", dead)
-	}
-	if missing := missingProofs(p); len(missing) != 1 {
-		t.Errorf("got %v, want one", missing)
-	}
-	p.text = "`reason` and `serve`\nin [`main.go`](../steps/01-echo/main.go), `echo`, `encore` in\n[`echo.go`](../steps/01-echo/echo.go)"
-	if missing := missingNames(p); len(missing) != 1 {
-		t.Errorf("got %v, want one", missing)
-	}
-	p.text = "```sh\ngo run ./steps/01-echo -addr :0\ngo run ./steps/00-nothing # dead\n```\n" +
-		"`go test -run '^TestUsage$' ./steps/01-echo` `go test -v -run TestNothing ./steps/01-echo`\n"
-	if vain := vainCommands(p); len(vain) != 2 {
-		t.Errorf("got %v, want two", vain)
+		"[ok](#a-heading-quoted) [ok](01-echo.md) [ok](../steps/01-echo) [ok](https://example.com/x) `identify` in [`socket.go`](../steps/01-echo/socket.go)\n" +
+		"[dead](#nowhere)\n[dead](nowhere.md)\n[dead](01-echo.md#nowhere)\n" +
+		"```go\nx[i](y) // ok\n```\n" +
+		"[`TestNothing`](../steps/mistakes/mistakes_test.go)\n" +
+		"`borrow` and `lend` in [`socket.go`](../steps/01-echo/socket.go)\n" +
+		"`go run ./steps/00-nothing`\n" +
+		"`go test -run TestNothing ./steps/mistakes`\n" +
+		"```sh\ngo run ./steps/mistakes peek\ngo run ./steps/mistakes poke\n```\n"}
+	if wrong := p.dangling(); len(wrong) != 8 {
+		t.Errorf("got %v, want eight", wrong)
 	}
 }

@@ -1,5 +1,3 @@
-//go:build linux
-
 package docs
 
 import (
@@ -15,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,27 +29,51 @@ import (
 //
 // Every other line is output of the terminal named last. Numbers that differ from run to run,
 // such as pids, need only be used alike: one number on the page, one number in the run.
+//
+// A step is ready (it listens, or waits) and nc is connected before the story goes on. Everything
+// else that must have happened has to be shown: the order of events is what the page waits for. A terminal
+// whose last lines nobody shows ends with "...".
+//
+// The short form plays the README, the chapters 01 to 05 and what they link to; not what builds or traces.
 func TestTranscripts(t *testing.T) {
 	bin := t.TempDir()
-	if out, err := exec.Command("go", "build", "-o", bin, "./steps/...").CombinedOutput(); err != nil {
+	build := []string{"build", "-ldflags=-s -w", "-o", bin}
+	for _, step := range append(steps(t), "mistakes") {
+		if long || step != "06-hot-restart" {
+			build = append(build, "./steps/"+step)
+		}
+	}
+	if out, err := exec.Command("go", build...).CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	defer syscall.Umask(syscall.Umask(0o022)) // it shows in the modes of files
+	old := syscall.Umask(0o022) // it shows in the modes of files
+	t.Cleanup(func() { syscall.Umask(old) })
 	check(t, "console", func(t *testing.T, b block) (string, error) {
+		if !long && takesLong.MatchString(b.text) {
+			return b.text, nil
+		}
 		truth, err := newStage(t, bin).play(b.text)
 		if tool := new(missingTool); errors.As(err, tool) && os.Getenv("DOCS_TOOLS") == "" {
-			t.Skip(err) // .ci/run installs them, and sets DOCS_TOOLS
+			t.Logf("line %d: %v", b.line, err) // .ci/run installs them, and sets DOCS_TOOLS
+			return b.text, nil
 		}
 		return truth, err
 	})
 }
 
+var takesLong = regexp.MustCompile(`(?m)^\w*\$ .*(go build|strace|steps/06)`)
+
 // quiet is how long a terminal must have been still before its output is taken for complete,
 // once it is known to differ from the page.
 const quiet = 500 * time.Millisecond
 
-// patience bounds the wait for a line that the page promises.
-const patience = 20 * time.Second
+// patience bounds the wait for a line that the page promises. Who is about to write the page has less.
+func patience() time.Duration {
+	if *update {
+		return 8 * time.Second
+	}
+	return 30 * time.Second
+}
 
 // stage is where one transcript is played.
 type stage struct {
@@ -63,6 +86,9 @@ type stage struct {
 // newStage ends, with all that runs on it, with the test.
 func newStage(t *testing.T, bin string) *stage {
 	s := &stage{bin: bin, run: t.TempDir(), terminals: map[string]*terminal{}, names: newRenaming()}
+	if err := os.Chmod(s.run, 0o700); err != nil { // or no step would trust it
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		for _, term := range s.terminals {
 			term.kill()
@@ -82,6 +108,12 @@ var (
 func (s *stage) play(script string) (string, error) {
 	var truth strings.Builder
 	lines := strings.SplitAfter(strings.TrimSuffix(script, "\n"), "\n")
+	isCommand := func(line string) bool {
+		line = strings.TrimSuffix(line, "\n")
+		return starts.MatchString(line) || types.MatchString(line) || shows.MatchString(line)
+	}
+	// With -update, a page may at first have the commands only.
+	fill := *update && !slices.ContainsFunc(lines, func(line string) bool { return !isCommand(line) })
 	for i := 0; i < len(lines); {
 		line := strings.TrimSuffix(lines[i], "\n")
 		term, err := s.perform(line)
@@ -90,17 +122,21 @@ func (s *stage) play(script string) (string, error) {
 		}
 		truth.WriteString(line + "\n")
 		var expected []string
-		for i++; i < len(lines); i++ {
-			next := strings.TrimSuffix(lines[i], "\n")
-			if starts.MatchString(next) || types.MatchString(next) || shows.MatchString(next) {
-				break
-			}
-			expected = append(expected, next)
+		for i++; i < len(lines) && !isCommand(lines[i]); i++ {
+			expected = append(expected, strings.TrimSuffix(lines[i], "\n"))
 		}
-		for _, line := range term.show(expected, s.names) {
-			truth.WriteString(line + "\n")
+		shown := term.show(expected, s.names)
+		if fill {
+			shown = term.truth(s.names)
 		}
+		if !*update && !slices.Equal(shown, expected) { // what follows would be wrong as well
+			return "", fmt.Errorf("%s: %w:\n%s", line, errStale, difference(strings.Join(expected, "\n")+"\n", strings.Join(shown, "\n")+"\n"))
+		}
+		truth.WriteString(strings.Join(append(shown, ""), "\n"))
 		term.elided = len(expected) > 0 && expected[len(expected)-1] == "..."
+	}
+	if *update {
+		time.Sleep(quiet) // so that who writes a page sees what comes late
 	}
 	for name, term := range s.terminals {
 		if more := term.unshown(); len(more) > 0 && !term.elided {
@@ -125,10 +161,11 @@ func (s *stage) perform(line string) (*terminal, error) {
 		if m[1] == "shell" {
 			term.reading.Wait()
 		}
-		if pid, stops := strings.CutPrefix(command, "kill -STOP "); stops {
-			return term, awaitStop(pid)
+		err = term.awaitReady(command)
+		if m := listening.FindStringSubmatch(strings.Join(term.unshown(), "\n")); m != nil && s.names.run[firstPort] == "" {
+			s.names.page[number{"port", m[1]}], s.names.run[firstPort] = firstPort.value, m[1] // also if no line says so
 		}
-		return term, nil
+		return term, err
 	}
 	name, typed := "", ""
 	if m := types.FindStringSubmatch(line); m != nil {
@@ -141,26 +178,68 @@ func (s *stage) perform(line string) (*terminal, error) {
 		return nil, errors.New("nothing has been started in that terminal")
 	}
 	_, err := io.WriteString(term.stdin, typed)
+	if errors.Is(err, syscall.EPIPE) {
+		err = fmt.Errorf("it has ended, and its last words were %q", term.unshown())
+	}
 	return term, err
 }
 
-// awaitStop waits until each thread of a process has stopped. The signal takes its time, which a
-// reader's fingers give it.
-func awaitStop(pid string) error {
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		threads, err := filepath.Glob("/proc/" + pid + "/task/*/stat")
-		if err != nil {
-			return err
-		}
-		runs := func(thread string) bool {
-			stat, err := os.ReadFile(thread)
-			return err != nil || !strings.Contains(string(stat), ") T ")
-		}
-		if len(threads) > 0 && !slices.ContainsFunc(threads, runs) {
-			return nil
+var (
+	getsReady = regexp.MustCompile(`^go run \./steps/0[1-5]-\w+( -c\b| -control \S+| -addr \S+| -timeout \S+)*$`)
+	plainNC   = regexp.MustCompile(`^nc [^|<>;&]*$`)
+	ready     = regexp.MustCompile(`(?m)(listening|waiting) on \S+$`)
+	connected = regexp.MustCompile(`(?m)^ *\d+: \S+ \S+ 01 (?:\S+ +){5}(\d+) `) // proc_pid_net(5): state 01, inode
+)
+
+// firstPort is what the pages call the first port that somebody listens on.
+var (
+	firstPort = number{"port", "8080"}
+	listening = regexp.MustCompile(`listening on 127\.0\.0\.1:(\d+)`)
+)
+
+// awaitReady waits for what a reader sees, or gives time to with their fingers, before they type on.
+func (t *terminal) awaitReady(command string) error {
+	is := func() bool { return true }
+	if getsReady.MatchString(command) {
+		is = func() bool { return ready.MatchString(strings.Join(t.unshown(), "\n")) }
+	} else if plainNC.MatchString(command) {
+		is = t.connected
+	} else if pid, stops := strings.CutPrefix(command, "kill -STOP "); stops {
+		for end := time.Now().Add(patience()); !hasStopped(pid) && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			continue
 		}
 	}
-	return fmt.Errorf("pid %s has not stopped", pid)
+	for end := time.Now().Add(patience()); !is() && !t.over.Load(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("it is not ready; it printed %q", t.unshown())
+		}
+	}
+	return nil // or it has ended, and the page says how
+}
+
+// connected reports whether the command has a TCP connection.
+func (t *terminal) connected() bool {
+	proc := fmt.Sprintf("/proc/%d/", t.cmd.Process.Pid)
+	table, _ := os.ReadFile(proc + "net/tcp")
+	fds, _ := filepath.Glob(proc + "fd/*")
+	for _, fd := range fds {
+		target, _ := os.Readlink(fd)
+		for _, m := range connected.FindAllStringSubmatch(string(table), -1) {
+			if target == "socket:["+m[1]+"]" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// hasStopped reports whether each thread of a process has. The signal takes its time.
+func hasStopped(pid string) bool {
+	threads, _ := filepath.Glob("/proc/" + pid + "/task/*/stat")
+	return len(threads) > 0 && !slices.ContainsFunc(threads, func(thread string) bool {
+		stat, err := os.ReadFile(thread)
+		return err != nil || !strings.Contains(string(stat), ") T ")
+	})
 }
 
 var (
@@ -176,10 +255,10 @@ func (s *stage) start(command string) (*terminal, error) {
 			return nil, missingTool{err}
 		}
 	}
-	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-hot-restart)( -v| -takeover-timeout 1m)*$`).MatchString(command)
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-hot-restart)( -v|( -control| -timeout| -takeover-timeout) \S+)*$`).MatchString(command)
 	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
 	command = strings.ReplaceAll(command, pageRun, s.run)
-	if goRun.MatchString(command) {
+	if goRun.MatchString(command) || plainNC.MatchString(command) {
 		// exec, so that the shell is not there to comment on how the step ended.
 		command = "exec " + goRun.ReplaceAllString(command, filepath.Join(s.bin, "$1"))
 	}
@@ -189,8 +268,7 @@ func (s *stage) start(command string) (*terminal, error) {
 	term := &terminal{cmd: exec.Command("sh", "-c", command), ended: make(chan struct{})}
 	term.cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+s.run)
 	term.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to end all of it
-	term.hide = s.run
-	term.columns = regexp.MustCompile(`^(ss|lsof|tail) `).MatchString(command)
+	term.hide, term.chorus = s.run, strings.HasSuffix(command, " -demo")
 	stdin, typed, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -204,7 +282,10 @@ func (s *stage) start(command string) (*terminal, error) {
 	if err := errors.Join(term.cmd.Start(), stdin.Close(), w.Close()); err != nil {
 		return nil, err
 	}
-	term.reading.Go(func() { _, _ = io.Copy(term, r) }) // until all that write to it have ended
+	term.reading.Go(func() { // until all that write to it have ended
+		_, _ = io.Copy(term, r)
+		term.over.Store(true)
+	})
 	go func() {
 		_ = term.cmd.Wait() // killed, mostly; and others may want to know that it has been waited for
 		close(term.ended)
@@ -223,9 +304,10 @@ type terminal struct {
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
 	hide    string // the folder that the page calls pageRun
-	columns bool   // it prints columns, as wide as the numbers of this run
+	chorus  bool   // it shows what several processes print, and their order is nobody's
 	elided  bool   // the page does not show all that follows
 	reading sync.WaitGroup
+	over    atomic.Bool   // nothing more will come
 	ended   chan struct{} // closed when the command itself has
 
 	mu    sync.Mutex
@@ -245,19 +327,7 @@ func (t *terminal) unshown() []string {
 	defer t.mu.Unlock()
 	text := strings.ReplaceAll(t.text.String(), t.hide, pageRun)
 	lines := strings.Split(text, "\n")
-	return t.narrow(lines[t.shown : len(lines)-1]) // behind the last newline is no line yet
-}
-
-// narrow leaves one blank between the columns of a table.
-func (t *terminal) narrow(lines []string) []string {
-	if !t.columns {
-		return lines
-	}
-	var narrow []string
-	for _, line := range lines {
-		narrow = append(narrow, strings.Join(strings.Fields(line), " "))
-	}
-	return narrow
+	return lines[t.shown : len(lines)-1] // behind the last newline is no line yet
 }
 
 func (t *terminal) kill() {
@@ -273,16 +343,23 @@ func (t *terminal) kill() {
 
 // show waits for the expected output. It returns that, if it comes, and else what came instead.
 func (t *terminal) show(expected []string, names *renaming) []string {
-	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience()); ; time.Sleep(5 * time.Millisecond) {
+		over := t.over.Load() // asked first: then these are all lines
 		lines := t.unshown()
+		if t.chorus {
+			if !over && time.Now().Before(end) {
+				continue
+			}
+			lines = inOrderOf(expected, lines, names)
+		}
 		trial := names.clone()
-		used, verdict := matches(t.narrow(expected), lines, trial)
+		used, verdict := matches(expected, lines, trial)
 		if verdict == same {
 			*names = *trial
 			t.shown += used
 			return expected
 		}
-		if verdict == different || time.Now().After(end) {
+		if verdict == different || time.Now().After(end) || over {
 			return t.truth(names)
 		}
 	}
@@ -299,6 +376,27 @@ func (t *terminal) truth(names *renaming) []string {
 	}
 	t.shown += len(truth)
 	return truth
+}
+
+// inOrderOf puts lines into the order of those that they are compared with, as far as they are the same.
+func inOrderOf(expected, lines []string, names *renaming) (sorted []string) {
+	names, rest := names.clone(), slices.Clone(lines)
+	gap := -1
+	for _, want := range expected {
+		if want == "..." && gap < 0 {
+			gap = len(sorted)
+		}
+		for i, line := range rest {
+			if trial := names.clone(); trial.same(want, line) {
+				names, sorted, rest = trial, append(sorted, line), slices.Delete(rest, i, i+1)
+				break
+			}
+		}
+	}
+	if gap < 0 {
+		gap = len(sorted)
+	}
+	return slices.Insert(sorted, gap, rest...)
 }
 
 const (
@@ -351,51 +449,59 @@ var kinds = []struct {
 	kind, first string
 	around      *regexp.Regexp
 }{
-	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|break|client|look|server)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT|USR1|USR2|TERM) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
+	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|client|look|server)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT|USR1|USR2|TERM) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
 	{"port", "8080", regexp.MustCompile(`127\.0\.0\.[12][: ](\d+)|htons\((\d+)\)`)},
 	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)| ([1-9]\d*) \* (?:0|([1-9]\d*)) users`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
 	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\b(?:bind|listen|accept4|epoll_ctl)\((\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
-	{"byte", "", regexp.MustCompile(`([0-9a-f]{2}) 00 00 00 {2,}descriptor`)},
+	{"byte", "", regexp.MustCompile(`01 00 00 00 01 00 00 00 ([0-9a-f]{2}) 00 00 00`)},
 	{"user", "", regexp.MustCompile(`[ug]id (\d+)|^\S+ +\d+ +(\S+) .* IPv4 `)},
-	{"folder", "1", regexp.MustCompile(`(?:steal-demo|scm-rights-)(\d+)`)},
-	{"measured", "", regexp.MustCompile(`after (\d+)ms|moved: \d+, in ([\d.]+[µm]?s)|longer than ([\d.]+[µm]?s)$|ended ([\d.]+m?s) later|clients, (\d+) lines|goroutines (\d+)|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
+	{"folder", "1", regexp.MustCompile(`(?:steal-demo-?|scm-rights-)(\d+)`)},
+	{"measured", "", regexp.MustCompile(`after ([\d.]+m?s)\b|moved: \d+, in ([\d.]+[µm]?s)|longer than ([\d.]+[µm]?s)$|ended ([\d.]+m?s) later|clients, (\d+) lines|goroutines (\d+)|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
 }
 
-// split cuts the numbers out of a line, and returns them with what is left.
-func split(line string) (skeleton string, numbers []number, at [][2]int) {
+// replace replaces each of these numbers in a line.
+func replace(line string, by func(number) string) string {
+	found := map[int]string{} // where one begins, to what stands there
+	kindAt := map[int]string{}
 	for _, k := range kinds {
 		for _, m := range k.around.FindAllStringSubmatchIndex(line, -1) {
 			for g := 2; g < len(m); g += 2 {
 				if m[g] >= 0 {
-					at = append(at, [2]int{m[g], m[g+1]})
-					numbers = append(numbers, number{k.kind, line[m[g]:m[g+1]]})
+					found[m[g]], kindAt[m[g]] = line[m[g]:m[g+1]], k.kind
 				}
 			}
 		}
 	}
-	parts := slices.SortedFunc(slices.Values(at), func(a, b [2]int) int { return a[0] - b[0] })
+	var out strings.Builder
 	end := 0
-	for _, p := range parts {
-		skeleton += line[end:p[0]] + "#"
-		end = p[1]
+	for _, at := range slices.Sorted(maps.Keys(found)) {
+		out.WriteString(line[end:at] + by(number{kindAt[at], found[at]}))
+		end = at + len(found[at])
 	}
-	return skeleton + line[end:], numbers, at
+	return out.String() + line[end:]
+}
+
+// split cuts the numbers out of a line, and returns them with what is left.
+func split(line string) (skeleton string, numbers []number) {
+	line = strings.Join(strings.Fields(line), " ") // columns are as wide as the numbers of this run
+	skeleton = replace(line, func(n number) string {
+		numbers = append(numbers, n)
+		return "#" + n.kind
+	})
+	return skeleton, numbers
 }
 
 // same reports whether a line of the page and one of the run differ in nothing but numbers,
 // and these are used as before.
 func (r *renaming) same(page, run string) bool {
-	pageLeft, pageNumbers, _ := split(page)
-	runLeft, runNumbers, _ := split(run)
-	if pageLeft != runLeft || len(pageNumbers) != len(runNumbers) {
+	pageLeft, pageNumbers := split(page)
+	runLeft, runNumbers := split(run)
+	if pageLeft != runLeft {
 		return false
 	}
 	for i, p := range pageNumbers {
 		n := runNumbers[i]
-		if p.kind != n.kind {
-			return false
-		}
 		if p.kind == "measured" {
 			continue
 		}
@@ -450,22 +556,6 @@ func successor(value string) string {
 	return fmt.Sprint(n + 1)
 }
 
-func replace(line string, by func(number) string) string {
-	_, numbers, at := split(line)
-	order := make([]int, len(at))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortFunc(order, func(a, b int) int { return at[a][0] - at[b][0] })
-	var out strings.Builder
-	end := 0
-	for _, i := range order {
-		out.WriteString(line[end:at[i][0]] + by(numbers[i]))
-		end = at[i][1]
-	}
-	return out.String() + line[end:]
-}
-
 func TestRenaming(t *testing.T) {
 	r := newRenaming()
 	for _, c := range []struct {
@@ -476,71 +566,34 @@ func TestRenaming(t *testing.T) {
 		{"new[2]: pid 1 is gone", "new[888]: pid 777 is gone", true},
 		{"new[2]: pid 1 is gone", "new[777]: pid 888 is gone", false},
 		{"old[1]: pid 2 waits", "old[777]: pid 888 sleeps", false},
-		{"descriptor 1, inode 5", "descriptor 9, inode 4", true},
-		{"ends after 51ms", "ends after 52ms", true},
-		{"ends after 51ms", "ends after 53ms", true},
+		{"ends after 51ms", "ends after 1.5s", true},
 		{"echo 2 you 1u IPv4 5 0t0", "echo 888 root 9u IPv4 4 0t0", true},
-		{"echo 2 you 1u IPv4 5 0t0", "echo 888 root 9u IPv4 5 0t0", false},
 		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=9))`, true},
-		{`u_seq /x 5 * 6 users:(("u",pid=2,fd=1))`, `u_seq /x 4 * 3 users:(("u",pid=888,fd=9))`, true},
-		{`u_seq /x 6 * 0 users:(("u",pid=2,fd=1))`, `u_seq /x 4 * 0 users:(("u",pid=888,fd=9))`, false},
 		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=8))`, false},
 	} {
 		if got := r.same(c.page, c.run); got != c.same {
 			t.Errorf("%q and %q: %v", c.page, c.run, got)
 		}
 	}
-	for page, want := range map[string]string{"kill -9 2": "kill -9 888", "kill -STOP 2": "kill -STOP 888", "lsof -a -p 2 -i": "lsof -a -p 888 -i"} {
-		if got := r.toRun(page); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
-	if got := r.toPage("new[888] and old[999]"); got != "new[2] and old[4711]" {
+	if got := r.toRun("kill -STOP 2") + r.toPage("new[888] and old[999]"); got != "kill -STOP 888new[2] and old[4711]" {
 		t.Errorf("got %q", got)
-	}
-}
-
-// A table's columns may be wider than on the page. Other output may not.
-func TestColumns(t *testing.T) {
-	for _, columns := range []bool{true, false} {
-		term := &terminal{columns: columns, hide: "/nowhere"}
-		if _, err := term.Write([]byte("COMMAND   PID  \necho   77 \n")); err != nil {
-			t.Fatal(err)
-		}
-		page := []string{"COMMAND PID", "echo     77"}
-		if same := slices.Equal(term.show(page, newRenaming()), page) && len(term.unshown()) == 0; same != columns {
-			t.Errorf("columns %v: same %v", columns, same)
-		}
 	}
 }
 
 // Planted errors: a wrong line, a line too many, a pid that is not the one before.
 func TestWrongTranscriptsAreNoticed(t *testing.T) {
-	play := func(script string) string {
-		truth, err := newStage(t, "").play(script)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return truth
-	}
-	for _, right := range []string{
-		"$ printf 'one\\ntwo\\n'\none\ntwo\n",
-		"$ printf 'one\\ntwo\\nthree\\n'\n...\nthree\n",
-		"$ echo pid 77\npid 4711\n",
-		"a$ cat\na> hello\nhello\nb$ echo x\nx\na> again\nagain\n",
+	for script, right := range map[string]bool{
+		"$ printf 'one\\ntwo\\n'\none\ntwo\n":             true,
+		"$ printf 'one\\ntwo\\nthree\\n'\n...\nthree\n":   true,
+		"a$ cat\na> hello\nhello\n$ echo x\nx\na> b\nb\n": true,
+		"$ echo pid 77\npid 4711\n":                       true,
+		"$ printf 'one\\ntwo\\n'\none\nthree\n":           false,
+		"$ printf 'one\\ntwo\\n'\none\n":                  false,
+		"$ echo pid 77; echo pid 78\npid 1\npid 1\n":      false,
+		"$ echo pid 77; echo pid 77\npid 1\npid 2\n":      false,
 	} {
-		if truth := play(right); truth != right {
-			t.Errorf("%q turned into %q", right, truth)
-		}
-	}
-	for wrong, right := range map[string]string{
-		"$ printf 'one\\ntwo\\n'\none\nthree\n":            "$ printf 'one\\ntwo\\n'\none\ntwo\n",
-		"$ echo pid 77; echo pid 78\npid 4711\npid 4711\n": "$ echo pid 77; echo pid 78\npid 4711\npid 4712\n",
-		"$ echo pid 77; echo pid 77\npid 4711\npid 4712\n": "$ echo pid 77; echo pid 77\npid 4711\npid 4711\n",
-		"$ printf 'one\\n'; echo two\ntwo\none\n":          "$ printf 'one\\n'; echo two\none\ntwo\n",
-	} {
-		if truth := play(wrong); truth != right {
-			t.Errorf("%q turned into %q, want %q", wrong, truth, right)
+		if truth, err := newStage(t, "").play(script); right != (err == nil && truth == script) {
+			t.Errorf("%q turned into %q, %v", script, truth, err)
 		}
 	}
 }

@@ -19,23 +19,23 @@ var errEmulator = errors.New("the emulator did not get there")
 // guest is a machine that runs all tests as one user.
 type guest struct {
 	image   string // the kernel
-	work    string // where the test programs are, in tests/
+	work    string // where the test programs are, in tests/, and the steps, in programs/
 	version string
 	user    string
 	tests   []test
 }
 
-// plan is what the guest does, line by line: Yama's mode, a program, its arguments. The mode
+// plan is what the guest does, line by line: Yama's mode, a variable, a program, its arguments. The mode
 // can only be raised, so the tests that want several come again at the end.
 func (g guest) plan() string {
 	var plan strings.Builder
 	for _, t := range g.tests {
-		fmt.Fprintln(&plan, 0, t.name, t.args)
+		fmt.Fprintln(&plan, 0, t.env, t.name, t.args)
 	}
 	for mode := 1; mode <= 3; mode++ {
 		for _, t := range g.tests {
 			if t.yama != "" {
-				fmt.Fprintln(&plan, mode, t.name, t.args, "'-test.run="+t.yama+"'")
+				fmt.Fprintln(&plan, mode, t.env, t.name, t.args, "'-test.run="+t.yama+"'")
 			}
 		}
 	}
@@ -82,12 +82,25 @@ func (g guest) initrd() (string, error) {
 		return "", err
 	}
 	var a archive
-	for _, folder := range []string{"bin", "dev", "etc", "proc", "sbin", "sys", "tests", "tmp", "usr", "usr/bin", "usr/sbin"} {
+	for _, folder := range []string{"bin", "dev", "etc", "proc", "programs", "programs/hooked", "sbin", "sys", "tests", "tmp", "usr", "usr/bin", "usr/sbin"} {
 		a.add(folder, 0o40755, nil)
 	}
 	files := map[string]string{"init": filepath.Join(folder, "init"), "bin/busybox": busybox}
 	for _, t := range g.tests {
 		files["tests/"+t.name] = filepath.Join(g.work, "tests", t.name)
+	}
+	programs, err := filepath.Glob(filepath.Join(g.work, "programs", "*"))
+	if err != nil {
+		return "", err
+	}
+	hooked, err := filepath.Glob(filepath.Join(g.work, "programs", "hooked", "*"))
+	if err != nil {
+		return "", err
+	}
+	for _, path := range append(programs, hooked...) {
+		if name, err := filepath.Rel(g.work, path); err == nil && name != "programs/hooked" {
+			files[name] = path
+		}
 	}
 	for name, path := range files {
 		content, err := os.ReadFile(path)

@@ -80,6 +80,21 @@ func (f fateful) Write(line []byte) (int, error) {
 	return f.Writer.Write(line)
 }
 
+// long is the switch of the tests that take long: STEAL_LONG=1.
+var long = os.Getenv("STEAL_LONG") != ""
+
+// short reports whether a part of a long test must do.
+func short() bool { return testing.Short() || !long }
+
+// waits skips a test that waits for seconds until a process gives up.
+func waits(t *testing.T) {
+	t.Helper()
+	if !long {
+		t.Skip("it waits for seconds: set STEAL_LONG=1")
+	}
+	t.Parallel()
+}
+
 // process is one run of the step.
 type process struct {
 	t           testing.TB

@@ -83,7 +83,7 @@ var kills = []struct {
 
 func TestKillAtEveryStep(t *testing.T) {
 	for i, k := range kills {
-		if testing.Short() && i%16 != 1 {
+		if short() && i%16 != 1 {
 			continue
 		}
 		t.Run(fmt.Sprintf("%s/%s dies at %.40s", k.situation, k.victim, k.at), func(t *testing.T) {
@@ -132,7 +132,7 @@ func TestKillAtAnyMoment(t *testing.T) {
 		possible[outcome{k.victim, k.listeners, connections(k.first, k.second)}] = true
 	}
 	rounds := 20
-	if testing.Short() {
+	if short() {
 		rounds = 2
 	}
 	for i := range rounds {
@@ -374,7 +374,7 @@ type crowd []*client
 // batchSize is how many connections move together. Where a connection costs a hundred times as much
 // as here, such as in an emulator, few must do.
 func batchSize() int {
-	if testing.Short() {
+	if short() {
 		return 20
 	}
 	return maxSockets
@@ -480,7 +480,7 @@ func TestNewFallsSilent(t *testing.T) {
 		{`sent {"type":"taken","id":3`, crowdSize()},
 		{`received .{"type":"offer","id":4`, crowdSize()},
 	} {
-		if testing.Short() && i != 5 {
+		if short() && i != 5 {
 			continue
 		}
 		t.Run(s.at, func(t *testing.T) {
@@ -527,7 +527,7 @@ func (s *scene) expectState(p *process, listeners, connections int) {
 
 // What is accepted from a listener that is only lent is the new process's to serve, to its end.
 func TestAcceptedMeanwhile(t *testing.T) {
-	t.Parallel()
+	waits(t)
 	s := newScene(t)
 	s.stopOld(`received .{"type":"taken","id":1`)
 	s.begin(silence(t))
@@ -554,7 +554,7 @@ func TestAcceptedMeanwhile(t *testing.T) {
 
 // A new process that does not even say hello has not begun anything.
 func TestNewIsSilentFromTheBeginning(t *testing.T) {
-	t.Parallel()
+	waits(t)
 	s := newScene(t)
 	s.stopNew(`sending {"type":"hello"`)
 	s.begin(silence(t))
@@ -568,7 +568,7 @@ func TestNewIsSilentFromTheBeginning(t *testing.T) {
 
 // What it has taken last, it has taken, however long it sleeps then.
 func TestNewFallsSilentWhenItHasAll(t *testing.T) {
-	t.Parallel()
+	waits(t)
 	s := newScene(t)
 	s.stopNew(`sent {"type":"taken","id":4`)
 	s.begin(silence(t))
@@ -598,7 +598,7 @@ func TestOldFallsSilent(t *testing.T) {
 		{`sending {"type":"offer","id":4`, crowdSize()},
 	} {
 		for _, then := range []string{"wakes", "dies"} {
-			if testing.Short() && i != 2 {
+			if short() && i != 2 {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s/and %s", s.at, then), func(t *testing.T) {
@@ -631,7 +631,7 @@ func TestOldFallsSilent(t *testing.T) {
 
 // Before it has given anything, nothing depends on it. The new one does not wait for its hello.
 func TestOldIsSilentFromTheBeginning(t *testing.T) {
-	t.Parallel()
+	waits(t)
 	path := meetingPlace(t)
 	old := startServer(t, path)
 	clients := gather(t, old.addr(), 10)
@@ -663,7 +663,7 @@ func TestNewIsOutOfDescriptors(t *testing.T) {
 		{`sent {"type":"taken","id":2`, someFDs, "3", batchSize()},
 		{`sent {"type":"taken","id":3`, 0, "4", crowdSize()},
 	} {
-		if testing.Short() && i != 2 {
+		if short() && i != 2 {
 			continue
 		}
 		t.Run("offer "+s.offer, func(t *testing.T) {

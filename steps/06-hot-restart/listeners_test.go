@@ -192,7 +192,7 @@ func TestGate(t *testing.T) {
 		}
 	}()
 	rounds := 100
-	if testing.Short() {
+	if short() {
 		rounds = 20
 	}
 	for range rounds {

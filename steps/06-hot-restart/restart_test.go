@@ -136,7 +136,7 @@ func serverEnds(t testing.TB) map[ports]serverEnd {
 // old process has gone.
 func TestTenRestartsUnderLoad(t *testing.T) {
 	talkers, restarts := 200, 10
-	if testing.Short() {
+	if short() {
 		talkers, restarts = 10, 2
 	}
 	path := meetingPlace(t)
@@ -195,7 +195,7 @@ func stateOf(t testing.TB, p *process) (s said) {
 // As many connections as the limits allow, up to 10 000.
 func TestTenThousand(t *testing.T) {
 	n := 10_000
-	if testing.Short() {
+	if short() {
 		n = 260
 	}
 	n = affordable(t, n)
@@ -252,7 +252,7 @@ func TestNothingLeaks(t *testing.T) {
 	stays := dial(t, server.addr())
 	var first, last usage
 	restarts := 11
-	if testing.Short() {
+	if short() {
 		restarts = 4
 	}
 	for i := range restarts {
@@ -309,6 +309,7 @@ func usageOf(t *testing.T, p *process) (u usage) {
 // A process that was offered the connections in vain, and sleeps, has descriptors of them. Clients
 // get their end-of-file all the same, also from the process that has taken over since.
 func TestEndsForEverybody(t *testing.T) {
+	waits(t)
 	path := meetingPlace(t)
 	first := startServer(t, path, "-takeover-timeout", "1s")
 	one, two := dial(t, first.addr()), dial(t, first.addr())
@@ -428,7 +429,7 @@ func TestDrainEnds(t *testing.T) {
 // Nobody reads what the old process prints: the client whose line it wants to print cannot be moved.
 // All others can, and the old process ends when it is told to.
 func TestBlockedOutput(t *testing.T) {
-	t.Parallel()
+	waits(t)
 	path := meetingPlace(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -485,7 +486,9 @@ func TestTermination(t *testing.T) {
 func TestTerminationDuringTakeover(t *testing.T) {
 	for _, goesOn := range []bool{true, false} {
 		t.Run(fmt.Sprintf("goes on %v", goesOn), func(t *testing.T) {
-			t.Parallel()
+			if !goesOn {
+				waits(t)
+			}
 			path := meetingPlace(t)
 			timeout := patience
 			if !goesOn {

@@ -30,7 +30,7 @@ func TestStoppedAnywhere(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			size, least := 16<<20, 50
-			if testing.Short() {
+			if short() {
 				size, least = 8<<20, 10
 			}
 			sent := manyLines(rand.New(rand.NewPCG(1, 2)), size)

@@ -3,21 +3,69 @@
 package main
 
 import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
+	"time"
 )
 
-// Before the server says that it listens, it lists its descriptor table.
+// The log shows the link in /proc beside the descriptor and the cookie.
 func TestExercise1(t *testing.T) {
-	server, _ := startEcho(t)
-	table := server.descriptors() // seen from outside, and nobody has connected meanwhile
-	for number, link := range table {
-		line := `^echo\[\d+\]: descriptor ` + number + ` is ` + regexp.QuoteMeta(link) + `$`
-		if said := server.err.all(line); len(said) != 1 {
-			t.Errorf("%d lines say that descriptor %s is %s, want one", len(said), number, link)
-		}
+	server, next := startExercise1(t, "-addr", "127.0.0.1:0")
+	_, addr, _ := strings.Cut(next(), "listening on ")
+	client, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if said := server.err.all(`: descriptor \d+ is `); len(said) != len(table) {
-		t.Errorf("%d descriptors are listed, and %d are open", len(said), len(table))
+	defer client.Close()
+	line := next()
+	said := regexp.MustCompile(`is descriptor (\d+), (.*)cookie \d+$`).FindStringSubmatch(line)
+	if said == nil {
+		t.Fatalf("no descriptor, or no cookie: %q", line)
+	}
+	link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", server.Process.Pid, said[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said[2] != link+", " {
+		t.Errorf("descriptor %s is %s, and the log says %q", said[1], link, line)
+	}
+}
+
+// startExercise1 starts the step as a process of its own. next waits for the next line of its log.
+func startExercise1(t *testing.T, args ...string) (cmd *exec.Cmd, next func() string) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	cmd = exec.Command(program, args...)
+	stderr, err := cmd.StderrPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	giveUp := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	t.Cleanup(func() {
+		giveUp.Stop()
+		cmd.Process.Kill() // it may have ended
+		cmd.Wait()
+	})
+	log := bufio.NewReader(stderr)
+	return cmd, func() string {
+		t.Helper()
+		line, err := log.ReadString('\n')
+		if err != nil {
+			t.Fatalf("the process has ended: %v", err)
+		}
+		return strings.TrimSuffix(line, "\n")
 	}
 }

@@ -3,28 +3,15 @@
 package main
 
 import (
-	"fmt"
-	"os"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
-// With -only, the old process admits one process and refuses all others, whatever they say.
+// A peer is shown with its group.
 func TestExercise1(t *testing.T) {
-	path := meetingPlace(t)
-	self := os.Getpid() // the one that it is to admit is this test
-	old := start(t, "-control", path, "-only", fmt.Sprint(self))
-	old.logged(`listening on `)
-
-	stranger := start(t, "-c", "-control", path)
-	objection := fmt.Sprintf(`another process: pid %d, not pid %d`, stranger.pid(), self)
-	fails(t, stranger, `it refused: "`+objection+`"$`)
-	old.logged(fmt.Sprintf(`refused pid %d \(.*\): %s$`, stranger.pid(), objection))
-
-	c := liar(t, path)
-	say(t, c, `{"type":"hello","min":1,"max":1}`)
-	old.logged(fmt.Sprintf(`met pid %d \(`, self))
-
-	path = meetingPlace(t) // without the flag all are admitted
-	startOld(t, path)
-	startNew(t, path)
+	const want = "pid 1 (uid 2, gid 3)"
+	if got := (peer{&unix.Ucred{Pid: 1, Uid: 2, Gid: 3}}).String(); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
 }

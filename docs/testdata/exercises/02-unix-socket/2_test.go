@@ -4,33 +4,30 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
-// A process that is told to end says goodbye. One that is killed does not.
+// Whoever finds the path taken is told by whom.
 func TestExercise2(t *testing.T) {
-	expect := func(p, other *process, want string) {
-		t.Helper()
-		said := p.logged(fmt.Sprintf(`pid %d \(.*\) (said goodbye|is gone: EOF)$`, other.pid()))[1]
-		if said != want {
-			t.Errorf("pid %d reports that pid %d %s, want %s", p.pid(), other.pid(), said, want)
-		}
+	folder, err := os.MkdirTemp("", "t") // t.TempDir could be too long for a socket's address
+	if err != nil {
+		t.Fatal(err)
 	}
-	path := meetingPlace(t)
-	old := startOld(t, path)
-	leaves, dies, stays := startNew(t, path), startNew(t, path), startNew(t, path)
-	leaves.signal(unix.SIGTERM)
-	expect(old, leaves, "said goodbye")
-	dies.kill()
-	expect(old, dies, "is gone: EOF")
-
-	old.signal(unix.SIGINT) // and the other way round
-	expect(stays, old, "said goodbye")
-	for _, p := range []*process{leaves, old, stays} {
-		if status := p.status(); status != 0 {
-			t.Errorf("pid %d: exit status %d, want 0", p.pid(), status)
-		}
+	defer os.RemoveAll(folder)
+	path := filepath.Join(folder, "control")
+	listener, _, err := listenControl(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	_, _, err = listenControl(path)
+	if err == nil {
+		t.Fatal("two listen at one path")
+	}
+	if want := fmt.Sprintf("pid %d (uid %d)", os.Getpid(), os.Geteuid()); !strings.Contains(err.Error(), want) {
+		t.Errorf("the error does not name %s, who listens: %v", want, err)
 	}
 }

@@ -3,41 +3,61 @@
 package main
 
 import (
-	"io"
-	"net"
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
-// What comes instead of a listener is refused by name, and closed.
+// The new process shows that what it has received is close-on-exec.
 func TestExercise1(t *testing.T) {
-	b := testBench(t)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	folder, err := os.MkdirTemp("", "t") // t.TempDir could be too long for a socket's address
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeQuietly(listener)
-	client := dial(t, listener.Addr().String())
-
-	send := func(fd int) error { return sendFDs(t.Context(), b.from, []byte("listener"), fd) }
-	for what, sent := range map[string]func() error{
-		"/dev/null":    func() error { return send(b.null) },
-		"a connection": func() error { return borrow(client, send) },
-	} {
-		before := openFDs(t)
-		if err := sent(); err != nil {
-			t.Fatal(err)
-		}
-		err := receiveListener(t.Context(), b.to, io.Discard)
-		if err == nil || !strings.Contains(err.Error(), "not a listener") {
-			t.Errorf("%s is received: error %v, want one that says: not a listener", what, err)
-		}
-		if now := openFDs(t); now != before {
-			t.Errorf("%s is received: %d descriptors are open, want %d", what, now, before)
-		}
+	defer os.RemoveAll(folder)
+	path := filepath.Join(folder, "control")
+	_, nextOld := startExercise1(t, "-control", path)
+	nextOld() // that it listens
+	_, nextNew := startExercise1(t, "-c", "-control", path)
+	nextNew() // that it waits
+	if line := nextNew(); !regexp.MustCompile(`: received descriptor \d+, close-on-exec true$`).MatchString(line) {
+		t.Errorf("the new process says %q", line)
 	}
+}
 
-	path := meetingPlace(t) // a listener is received as before
-	startOld(t, path)
-	tellsAll(t, path)
+// startExercise1 starts the step as a process of its own. next waits for the next line of its log.
+func startExercise1(t *testing.T, args ...string) (cmd *exec.Cmd, next func() string) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	cmd = exec.Command(program, args...)
+	stderr, err := cmd.StderrPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	giveUp := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	t.Cleanup(func() {
+		giveUp.Stop()
+		cmd.Process.Kill() // it may have ended
+		cmd.Wait()
+	})
+	log := bufio.NewReader(stderr)
+	return cmd, func() string {
+		t.Helper()
+		line, err := log.ReadString('\n')
+		if err != nil {
+			t.Fatalf("the process has ended: %v", err)
+		}
+		return strings.TrimSuffix(line, "\n")
+	}
 }

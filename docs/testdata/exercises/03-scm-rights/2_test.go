@@ -3,55 +3,73 @@
 package main
 
 import (
-	"fmt"
+	"bufio"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
+	"time"
 )
 
-// dump explains both control messages of a record that brings credentials and a descriptor.
+// Both processes show where the offset stands, before they read.
 func TestExercise2(t *testing.T) {
-	b := testBench(t)
-	setOption(t, b, unix.SO_PASSCRED, 1) // credentials come with every record, unasked
-	if err := sendFDs(t.Context(), b.from, []byte("x"), b.null); err != nil {
-		t.Fatal(err)
-	}
-	_, control, _, err := receiveRaw(t.Context(), b.to, make([]byte, 16), make([]byte, 256), unix.MSG_CMSG_CLOEXEC)
+	folder, err := os.MkdirTemp("", "t") // t.TempDir could be too long for a socket's address
 	if err != nil {
 		t.Fatal(err)
 	}
-	fds, _ := parseControl(control) // its error is the credentials, which it does not expect
-	if err := closeFDs(fds); err != nil || len(fds) != 1 {
-		t.Fatalf("%d descriptors came, %v", len(fds), err)
-	}
-
-	lines := dump(control)
-	rest := strings.Join(lines, "\n") + "\n"
-	for _, want := range []string{
-		"cmsg_type: 2 SCM_CREDENTIALS",
-		fmt.Sprintf("pid %d", os.Getpid()),
-		fmt.Sprintf("uid %d", os.Getuid()),
-		fmt.Sprintf("gid %d", os.Getgid()),
-		"cmsg_type: 1 SCM_RIGHTS",
-		fmt.Sprintf("descriptor %d", fds[0]),
-	} {
-		_, behind, found := strings.Cut(rest, "  "+want+"\n")
-		if !found {
-			t.Errorf("%q stands nowhere, or not in its place", want)
-			continue
+	defer os.RemoveAll(folder)
+	path := filepath.Join(folder, "control")
+	_, nextOld := startExercise2(t, "-control", path)
+	nextOld() // that it listens
+	_, nextNew := startExercise2(t, "-c", "-control", path)
+	nextNew() // that it waits
+	expect := func(next func() string, want string) {
+		t.Helper()
+		for {
+			line := next()
+			if _, said, found := strings.Cut(line, "]: at offset "); found && said == want {
+				return
+			}
+			if strings.Contains(line, "the next line is") {
+				t.Errorf("it says %q, want that it reads at offset %s", line, want)
+				return
+			}
 		}
-		rest = behind
 	}
-	var shown []string
-	for _, line := range lines {
-		shown = append(shown, strings.TrimSpace(line[6:29]))
+	expect(nextOld, `0, the next line is "line one\n"`)
+	expect(nextNew, `9, the next line is "line two\n"`)
+	expect(nextOld, `18, the next line is "line three\n"`)
+}
+
+// startExercise2 starts the step as a process of its own. next waits for the next line of its log.
+func startExercise2(t *testing.T, args ...string) (cmd *exec.Cmd, next func() string) {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	if got, want := strings.Join(shown, " "), hexOf(control); got != want {
-		t.Errorf("the bytes shown are not those of the buffer:\ngot  %s\nwant %s", got, want)
+	cmd = exec.Command(program, args...)
+	stderr, err := cmd.StderrPipe()
+	if err == nil {
+		err = cmd.Start()
 	}
-	if t.Failed() {
-		t.Logf("dump says:\n%s", strings.Join(lines, "\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	giveUp := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	t.Cleanup(func() {
+		giveUp.Stop()
+		cmd.Process.Kill() // it may have ended
+		cmd.Wait()
+	})
+	log := bufio.NewReader(stderr)
+	return cmd, func() string {
+		t.Helper()
+		line, err := log.ReadString('\n')
+		if err != nil {
+			t.Fatalf("the process has ended: %v", err)
+		}
+		return strings.TrimSuffix(line, "\n")
 	}
 }

@@ -3,39 +3,112 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"fmt"
-	"regexp"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 )
 
-// STATUS is answered by whoever serves, with the names that the kernel knows the socket by.
+// STATUS is answered by whoever serves.
 func TestExercise1(t *testing.T) {
-	old, new, addr := startBoth(t)
-	c := dial(t, addr)
-	answer := regexp.MustCompile(`^\* pid (\d+): descriptor (\d+), inode (\d+), (cookie \d+)$`)
-	servedBy := func(p *process) (inode, cookie string) {
-		t.Helper()
-		line := c.line()
-		match := answer.FindStringSubmatch(line)
-		if match == nil {
-			t.Fatalf("STATUS is answered with %q", line)
-		}
-		if match[1] != fmt.Sprint(p.pid()) || p.descriptors()[match[2]] != "socket:["+match[3]+"]" {
-			t.Errorf("%q is not true of pid %d", line, p.pid())
-		}
-		return match[3], match[4]
-	}
-	c.send("STATUS\n")
-	inode, cookie := servedBy(old)
-	c.send(" status\r\n")
-	servedBy(old)
-	c.echoed("STATUSES")
+	bin, path := build1(t), filepath.Join(t.TempDir(), "control")
+	old := start1(t, bin, "-addr", "127.0.0.1:0", "-control", path)
+	c := dial1(t, old)
+	oldPid := fmt.Sprintf("* pid %d", old.Pid)
+	c.hears("STATUS\n", oldPid)
+	c.hears(" status\r\n", oldPid)
+	c.hears("STATUSES\nMY STATUS\n", "STATUSES", "MY STATUS")
 
-	c.send("STEAL\nSTATUS\n") // what is read ahead is for the new process to answer
-	c.expect(stolenLine(old, new))
-	if nowInode, nowCookie := servedBy(new); nowInode != inode || nowCookie != cookie {
-		t.Errorf("inode %s and %s were inode %s and %s before", nowInode, nowCookie, inode, cookie)
+	young := start1(t, bin, "-c", "-control", path)
+	young.await("waiting on ")
+	newPid := fmt.Sprintf("* pid %d", young.Pid)
+	c.hears("STEAL\nSTATUS\n", fmt.Sprintf("* stolen: pid %d -> pid %d", old.Pid, young.Pid), newPid) // read ahead
+	c.hears("STATUS\ngoes on\n", newPid, "goes on")
+}
+
+// actor1 is a process of the step.
+type actor1 struct {
+	*os.Process
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+// build1 builds the step.
+func build1(t *testing.T) (bin string) {
+	t.Helper()
+	bin = filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	c.echoed("goes on")
-	c.finish("")
+	return bin
+}
+
+// start1 starts a process of it, which ends with the test.
+func start1(t *testing.T, bin string, args ...string) actor1 {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	cmd := exec.CommandContext(ctx, bin, args...)
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	t.Cleanup(func() {
+		cancel()
+		cmd.Wait()
+		r.Close()
+	})
+	return actor1{cmd.Process, t, bufio.NewScanner(r)}
+}
+
+// await returns the next line that has text in it.
+func (a actor1) await(text string) string {
+	a.t.Helper()
+	for a.lines.Scan() {
+		if strings.Contains(a.lines.Text(), text) {
+			return a.lines.Text()
+		}
+	}
+	a.t.Fatalf("pid %d never prints %q", a.Pid, text)
+	return ""
+}
+
+// client1 talks to a process that listens.
+type client1 struct {
+	net.Conn
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+func dial1(t *testing.T, old actor1) client1 {
+	t.Helper()
+	_, addr, _ := strings.Cut(old.await("listening on "), "listening on ")
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return client1{c, t, bufio.NewScanner(c)}
+}
+
+// hears sends text and expects these lines.
+func (c client1) hears(text string, want ...string) {
+	c.t.Helper()
+	fmt.Fprint(c, text)
+	for _, line := range want {
+		if c.lines.Scan(); c.lines.Text() != line {
+			c.t.Fatalf("the client receives %q, want %q (%v)", c.lines.Text(), line, c.lines.Err())
+		}
+	}
 }

@@ -3,35 +3,125 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 )
 
-// How many bytes a client has had back is known to whoever serves it last.
+// Each process says what it sends and receives, in that order.
 func TestExercise2(t *testing.T) {
-	counted := func(p *process, want int) {
-		t.Helper()
-		fd := p.logged(`closing descriptor (\d+): after the client's end-of-file$`)[1]
-		if said := p.err.all(fmt.Sprintf(`: descriptor %s: %d bytes echoed$`, fd, want)); len(said) != 1 {
-			t.Errorf("%d lines say that %d bytes were echoed on descriptor %s, want one", len(said), want, fd)
+	bin, path := build2(t), filepath.Join(t.TempDir(), "control")
+	old := start2(t, bin, "-addr", "127.0.0.1:0", "-control", path)
+	c := dial2(t, old)
+	young := start2(t, bin, "-c", "-control", path)
+	young.await("waiting on ")
+	c.hears("STEAL\nhello\n", fmt.Sprintf("* stolen: pid %d -> pid %d", old.Pid, young.Pid), "hello")
+	first := func(a actor2, upTo string) (said string) { // what a prints before that
+		for a.lines.Scan() && !strings.Contains(a.lines.Text(), upTo) {
+			said += a.lines.Text() + "\n"
+		}
+		return said
+	}
+	for _, x := range []struct {
+		said      string
+		pid       int
+		role      string
+		one, then string
+	}{
+		{first(old, "closing descriptor "), old.Pid, "old", "sent offer", "received taken"},
+		{first(young, " client "), young.Pid, "new", "received offer", "sent taken"},
+	} {
+		prefix := fmt.Sprintf("%s[%d]: ", x.role, x.pid)
+		if want := prefix + x.one + "\n" + prefix + x.then + "\n"; !strings.HasSuffix(x.said, want) {
+			t.Errorf("pid %d does not say\n%sbut\n%s", x.pid, want, x.said)
 		}
 	}
-	old, new, addr := startBoth(t)
-	c := dial(t, addr)
-	c.echoed("one")
-	c.send("two\nSTEAL\nthree\n")
-	for _, want := range []string{"two", stolenLine(old, new), "three"} {
-		c.expect(want)
-	}
-	c.finish("")
-	counted(new, len("one\ntwo\nthree\n"))
+}
 
-	alone := startOld(t, meetingPlace(t)) // a theft that fails loses no count
-	c = dial(t, alone.addr())
-	c.echoed("one")
-	c.send("STEAL\n")
-	c.expect("* not stolen: no new process is waiting")
-	c.echoed("two")
-	c.finish("")
-	counted(alone, len("one\ntwo\n"))
+// actor2 is a process of the step.
+type actor2 struct {
+	*os.Process
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+// build2 builds the step.
+func build2(t *testing.T) (bin string) {
+	t.Helper()
+	bin = filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return bin
+}
+
+// start2 starts a process of it, which ends with the test.
+func start2(t *testing.T, bin string, args ...string) actor2 {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	cmd := exec.CommandContext(ctx, bin, args...)
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	t.Cleanup(func() {
+		cancel()
+		cmd.Wait()
+		r.Close()
+	})
+	return actor2{cmd.Process, t, bufio.NewScanner(r)}
+}
+
+// await returns the next line that has text in it.
+func (a actor2) await(text string) string {
+	a.t.Helper()
+	for a.lines.Scan() {
+		if strings.Contains(a.lines.Text(), text) {
+			return a.lines.Text()
+		}
+	}
+	a.t.Fatalf("pid %d never prints %q", a.Pid, text)
+	return ""
+}
+
+// client2 talks to a process that listens.
+type client2 struct {
+	net.Conn
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+func dial2(t *testing.T, old actor2) client2 {
+	t.Helper()
+	_, addr, _ := strings.Cut(old.await("listening on "), "listening on ")
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return client2{c, t, bufio.NewScanner(c)}
+}
+
+// hears sends text and expects these lines.
+func (c client2) hears(text string, want ...string) {
+	c.t.Helper()
+	fmt.Fprint(c, text)
+	for _, line := range want {
+		if c.lines.Scan(); c.lines.Text() != line {
+			c.t.Fatalf("the client receives %q, want %q (%v)", c.lines.Text(), line, c.lines.Err())
+		}
+	}
 }

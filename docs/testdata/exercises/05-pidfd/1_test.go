@@ -3,41 +3,125 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"fmt"
-	"slices"
-	"strconv"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
-// The whole table, in the order of the numbers, with what each of them is.
+// What waits in a socket's queue can be seen from outside, also if the process sleeps.
 func TestExercise1(t *testing.T) {
-	old := startOld(t, meetingPlace(t))
-	c := dial(t, old.addr())
-	c.echoed("hello")
-	look := start(t, "-pid", strconv.Itoa(old.pid()), "-all")
-	if status := look.status(); status != 0 {
-		t.Fatalf("exit status %d, want 0:\n%s", status, look.err)
-	}
-	var want []int
-	for name := range old.descriptors() {
-		number, err := strconv.Atoi(name)
-		if err != nil {
-			t.Fatal(err)
+	bin, path := build1(t), filepath.Join(t.TempDir(), "control")
+	old := start1(t, bin, "-addr", "127.0.0.1:0", "-control", path)
+	c := dial1(t, old)
+	_, rest, _ := strings.Cut(old.await(" is descriptor "), " is descriptor ")
+	fd, _, _ := strings.Cut(rest, ",")
+	look := func(want string) {
+		t.Helper()
+		out, err := exec.Command(bin, "-pid", fmt.Sprint(old.Pid), "-fd", fd).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "\n  unread: "+want+"\n") {
+			t.Errorf("no line says unread: %s (%v)\n%s", want, err, out)
 		}
-		want = append(want, number)
 	}
-	slices.Sort(want)
-	var got []int
-	for _, match := range look.out.all(fmt.Sprintf(`^pid %d, descriptor (\d+): here it is \d+$`, old.pid())) {
-		number, err := strconv.Atoi(match[1])
-		if err != nil {
-			t.Fatal(err)
+	look("0 bytes")
+	if err := old.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := syscall.Wait4(old.Pid, nil, syscall.WUNTRACED, nil); err != nil { // until all its threads have
+		t.Fatal(err)
+	}
+	c.hears("hello\n")
+	look("6 bytes")
+	if err := old.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	c.hears("", "hello") // nothing was read
+}
+
+// actor1 is a process of the step.
+type actor1 struct {
+	*os.Process
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+// build1 builds the step.
+func build1(t *testing.T) (bin string) {
+	t.Helper()
+	bin = filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return bin
+}
+
+// start1 starts a process of it, which ends with the test.
+func start1(t *testing.T, bin string, args ...string) actor1 {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	cmd := exec.CommandContext(ctx, bin, args...)
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	t.Cleanup(func() {
+		cancel()
+		cmd.Wait()
+		r.Close()
+	})
+	return actor1{cmd.Process, t, bufio.NewScanner(r)}
+}
+
+// await returns the next line that has text in it.
+func (a actor1) await(text string) string {
+	a.t.Helper()
+	for a.lines.Scan() {
+		if strings.Contains(a.lines.Text(), text) {
+			return a.lines.Text()
 		}
-		got = append(got, number)
 	}
-	if !slices.Equal(got, want) {
-		t.Errorf("it shows %v, want %v", got, want)
+	a.t.Fatalf("pid %d never prints %q", a.Pid, text)
+	return ""
+}
+
+// client1 talks to a process that listens.
+type client1 struct {
+	net.Conn
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+func dial1(t *testing.T, old actor1) client1 {
+	t.Helper()
+	_, addr, _ := strings.Cut(old.await("listening on "), "listening on ")
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
 	}
-	look.printed(fmt.Sprintf(`^  socket: AF_INET SOCK_STREAM, %v -> %v$`, c.RemoteAddr(), c.LocalAddr()))
-	c.echoed("as if nothing had been")
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return client1{c, t, bufio.NewScanner(c)}
+}
+
+// hears sends text and expects these lines.
+func (c client1) hears(text string, want ...string) {
+	c.t.Helper()
+	fmt.Fprint(c, text)
+	for _, line := range want {
+		if c.lines.Scan(); c.lines.Text() != line {
+			c.t.Fatalf("the client receives %q, want %q (%v)", c.lines.Text(), line, c.lines.Err())
+		}
+	}
 }

@@ -3,28 +3,108 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 )
 
-// The new process ends the old one when it has what it came for, and not before.
+// Whoever pulls a descriptor can do with it what its process can.
 func TestExercise2(t *testing.T) {
-	path := meetingPlace(t)
-	old := startOld(t, path)
-	new := startNew(t, path, "-retire")
-	stays, moves := dial(t, old.addr()), dial(t, old.addr())
-	stays.echoed("nothing has been stolen yet")
-	moves.send("STEAL\nnext\n")
-	moves.expect(stolenLine(old, new))
-	moves.expect("next")
-	new.logged(fmt.Sprintf(`told pid %d to end$`, old.pid()))
-	if status := old.status(); status != 0 {
-		t.Errorf("old: exit status %d, want 0", status)
+	bin, path := build2(t), filepath.Join(t.TempDir(), "control")
+	old := start2(t, bin, "-addr", "127.0.0.1:0", "-control", path)
+	c := dial2(t, old)
+	_, rest, _ := strings.Cut(old.await(" is descriptor "), " is descriptor ")
+	fd, _, _ := strings.Cut(rest, ",")
+	if out, err := exec.Command(bin, "-pid", fmt.Sprint(old.Pid), "-fd", fd, "-say", "down at noon").CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
-	stays.ended()
-	moves.echoed("still here")
-	moves.finish("")
-	if said := new.err.all(`told pid`); len(said) != 1 {
-		t.Errorf("it said so %d times, want once", len(said))
+	c.hears("hello\n", "down at noon", "hello")
+}
+
+// actor2 is a process of the step.
+type actor2 struct {
+	*os.Process
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+// build2 builds the step.
+func build2(t *testing.T) (bin string) {
+	t.Helper()
+	bin = filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return bin
+}
+
+// start2 starts a process of it, which ends with the test.
+func start2(t *testing.T, bin string, args ...string) actor2 {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	cmd := exec.CommandContext(ctx, bin, args...)
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	t.Cleanup(func() {
+		cancel()
+		cmd.Wait()
+		r.Close()
+	})
+	return actor2{cmd.Process, t, bufio.NewScanner(r)}
+}
+
+// await returns the next line that has text in it.
+func (a actor2) await(text string) string {
+	a.t.Helper()
+	for a.lines.Scan() {
+		if strings.Contains(a.lines.Text(), text) {
+			return a.lines.Text()
+		}
+	}
+	a.t.Fatalf("pid %d never prints %q", a.Pid, text)
+	return ""
+}
+
+// client2 talks to a process that listens.
+type client2 struct {
+	net.Conn
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+func dial2(t *testing.T, old actor2) client2 {
+	t.Helper()
+	_, addr, _ := strings.Cut(old.await("listening on "), "listening on ")
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return client2{c, t, bufio.NewScanner(c)}
+}
+
+// hears sends text and expects these lines.
+func (c client2) hears(text string, want ...string) {
+	c.t.Helper()
+	fmt.Fprint(c, text)
+	for _, line := range want {
+		if c.lines.Scan(); c.lines.Text() != line {
+			c.t.Fatalf("the client receives %q, want %q (%v)", c.lines.Text(), line, c.lines.Err())
+		}
 	}
 }
