@@ -31,7 +31,7 @@ func sendListener(c *socket.Conn) error {
 	}
 	defer client.Close()
 	client.SetDeadline(time.Now().Add(20 * time.Second)) // for a new process that falls silent
-	fmt.Fprintln(client, "who is there?") // what fails here, fails below
+	fmt.Fprintln(client, "who is there?")                // what fails here, fails below
 	tcp := listener.(*net.TCPListener)
 	fd, cookie, err := identify(tcp)
 	if err != nil {
