@@ -14,7 +14,6 @@ var generated = regexp.MustCompile(`(?s)(<!-- generated: ([^\n]*) -->\n)(.*?)(<!
 
 var generators = map[string]func(t *testing.T, arg string) (string, error){
 	"files":             files,
-	"changes":           files, // as chapter 06 still calls it
 	"kills":             kills,
 	"kills-that-differ": killsThatDiffer,
 	"takeover-kills":    takeoverKills,
