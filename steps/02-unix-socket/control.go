@@ -20,8 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxPath is what sun_path holds: 108 bytes, of which the last is NUL (unix(7)).
-const maxPath = len(unix.RawSockaddrUnix{}.Path) - 1
+const (
+	maxPath = len(unix.RawSockaddrUnix{}.Path) - 1 // bytes: sun_path has 108, the last is NUL (unix(7))
+	backlog = 16                                   // so many may wait to be accepted, and one more; then EAGAIN
+)
 
 // controlPath returns the path to meet at: the given one, or if that is empty one called name in a
 // folder that only this user can enter. It is absolute, so that it means the same from whatever
@@ -60,8 +62,9 @@ func private(folder string) bool {
 // errForeign is that something at the path is not ours to remove.
 var errForeign = errors.New("another program's file or socket is there: choose another path with -control")
 
-// listenControl listens on path until this process ends, and calls remove then. Its error says what
-// stands in the way. The caller owns the listener.
+// listenControl listens on path. The error says what stands in the way. The caller owns the listener,
+// and calls remove when it ends: that removes the file, and nothing else. The path stays this
+// process's until it has ended, so that nobody can listen there again before, itself included.
 func listenControl(path string) (listener *socket.Conn, remove func(), err error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
 		return nil, nil, fmt.Errorf("control path %s: %w", path, errForeign)
@@ -75,8 +78,8 @@ func listenControl(path string) (listener *socket.Conn, remove func(), err error
 		err = unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB)
 	}
 	if err != nil {
-		unix.Close(lock)
-		return nil, nil, fmt.Errorf("lock %s.lock: %w: if a process listens there, stop it or join it with -c; or choose another path with -control", path, err)
+		unix.Close(lock) // or -1, which is harmless
+		return nil, nil, fmt.Errorf("lock %s.lock: %w: if another process holds it, stop it or join it with -c; or choose another path with -control", path, err)
 	}
 	listener, own, err := bind(path)
 	if err != nil {
@@ -112,7 +115,7 @@ func bind(path string) (c *socket.Conn, file fs.FileInfo, err error) {
 	}
 	err = c.Bind(&unix.SockaddrUnix{Name: path})
 	if err == nil {
-		err = c.Listen(16) // so many processes may wait in the accept queue; one more gets EAGAIN
+		err = c.Listen(backlog)
 	}
 	if err == nil {
 		file, err = os.Lstat(path)

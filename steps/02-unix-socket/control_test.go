@@ -355,7 +355,7 @@ func TestLockEndsWithItsOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	isBarred(t, path, path+".lock: resource temporarily unavailable: if a process listens there")
+	isBarred(t, path, path+".lock: resource temporarily unavailable: if another process holds it")
 	first.kill()
 	if _, err := os.Lstat(path); err != nil {
 		t.Errorf("kill -9 should have left the path: %v", err)
@@ -381,7 +381,7 @@ func TestStartingTogether(t *testing.T) {
 			switch said := p.line(t); {
 			case said == "listening":
 				winners++
-			case !strings.Contains(said, "if a process listens there"):
+			case !strings.Contains(said, "if another process holds it"):
 				t.Errorf("another one said %q", said)
 			}
 		}

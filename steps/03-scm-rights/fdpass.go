@@ -90,7 +90,7 @@ func receiveRecord(c *socket.Conn, payload, control []byte) (n, controlLen, flag
 		// at the queue first, then whether the peer is gone: what came in between, it has not
 		// seen. So ask twice. The second answer is final, as nothing can come any more.
 		empty := err == nil && n == 0 && controlLen == 0
-		ended := empty || errors.Is(err, unix.ENOTCONN) // so 5.10 says after a send met a closing peer
+		ended := empty || errors.Is(err, unix.ENOTCONN) // Linux 5.10, if we sent while the peer was closing
 		switch {
 		case errors.Is(err, unix.ECONNRESET), ended && asked == 1: // ask again
 		case ended:
@@ -104,8 +104,8 @@ func receiveRecord(c *socket.Conn, payload, control []byte) (n, controlLen, flag
 // parseControl returns every descriptor in a received control buffer, also beside an error: each
 // of them is open in this process.
 func parseControl(control []byte) (fds []int, err error) {
-	messages, err := unix.ParseSocketControlMessage(control)
-	for _, m := range messages {
+	messages, err := unix.ParseSocketControlMessage(control) // the kernel writes nothing that fails here
+	for _, m := range messages {                             // all of level SOL_SOCKET, on a unix socket
 		if m.Header.Type != unix.SCM_RIGHTS {
 			err = fmt.Errorf("%w: a control message of type %d", errBadRecord, m.Header.Type)
 		}

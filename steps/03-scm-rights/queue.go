@@ -56,7 +56,8 @@ func receiveListener(c *socket.Conn) error {
 	if err != nil {
 		return err
 	}
-	// Not net.FileListener, which duplicates the descriptor: New takes the very one that came.
+	// Not net.FileListener, which duplicates the descriptor. New takes the very one that came, and
+	// owns it even if it fails: do not close it again.
 	listener, err := socket.New(fds[0], "listener")
 	if err != nil {
 		return err

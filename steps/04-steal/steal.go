@@ -36,7 +36,8 @@ import (
 )
 
 // state is what this process knows of a connection and the next one needs: the socket is not all
-// of it. Add here what your own server must know to go on.
+// of it. Add here what your own server must know to go on, in exported fields: JSON leaves out the
+// others without a word. Bytes that a client sent are []byte: JSON mends a string that is not UTF-8.
 type state struct {
 	Remote string `json:"remote,omitempty"` // the client's address, and ours: for the log
 	Local  string `json:"local,omitempty"`
@@ -48,7 +49,7 @@ type message struct {
 	Type   string `json:"type"`             // offer, taken, refused or withdraw
 	FD     int    `json:"fd,omitempty"`     // offer: the descriptor's number in the old process
 	Cookie uint64 `json:"cookie,omitempty"` // offer: the socket's SO_COOKIE
-	state         // offer
+	State  state  `json:"state,omitzero"`   // offer
 	Reason string `json:"reason,omitempty"` // refused, withdraw: in words
 }
 
@@ -59,28 +60,31 @@ const (
 	maxRecord = 32 << 10 // bytes of a record
 )
 
-// errGone is that nobody is at the other end any more, and nothing is queued.
-var errGone = errors.New("is gone")
+var (
+	errGone        = errors.New("is gone") // nobody is at the other end any more, and nothing is queued
+	errNobodyWaits = errors.New("no new process is waiting")
+)
 
 // giver is the old process's side. It gives connections to the first process in line. Who is in
 // line, the kernel keeps: a process that connects waits in the accept queue, and is accepted when
 // somebody types STEAL. So nobody need be greeted, counted or refused for coming second, and one
 // that connects and says nothing keeps the others out for one time-out at most.
 type giver struct {
-	control *socket.Conn  // listens; its accept queue is the line of waiting processes
-	timeout time.Duration // how long an offer may stay unanswered
+	control *socket.Conn  // listens; its accept queue is the line of waiting processes. The maker closes it
+	timeout time.Duration // how long an offer may stay unanswered: more than 0
 
-	mu    sync.Mutex   // one offer at a time, its answer awaited by whoever made it
+	mu    sync.Mutex   // held for a whole offer, until its answer: one at a time
 	first *socket.Conn // to the first in line, once accepted; nil: nobody is
 	peer  peer         // who that is
 }
 
 // give offers c to the first process in line, and waits for the answer. Nothing may read, write or
-// close c meanwhile.
+// close c meanwhile. Any number of goroutines may call it, for different connections; they wait for
+// each other.
 //
 // After nil the connection is the new process's: close c, and never call shutdown(2), read or
-// write. After an error, which is the reason in words, it is still the caller's, untouched, and
-// can be served on. If it is to end instead, call shutdown(2) before close(2): a process that was
+// write. After an error (errNobodyWaits, or a reason in words) it is still the caller's, untouched,
+// and can be served on. If it is to end instead, call shutdown(2) before close(2): a process that was
 // offered it in vain may still have a descriptor of it.
 //
 // An offer with more than 24 000 bytes of s.Unread fits no record, and is not sent.
@@ -110,7 +114,7 @@ func (g *giver) accept() error {
 			return os.NewSyscallError("accept4", err)
 		})
 		if errors.Is(err, unix.EAGAIN) {
-			return errors.New("no new process is waiting")
+			return errNobodyWaits
 		}
 		if err == nil {
 			g.first, err = socket.New(fd, "control")
@@ -141,7 +145,7 @@ func (g *giver) offer(c syscall.Conn, s state) error {
 		return err
 	}
 	g.first.SetDeadline(time.Now().Add(g.timeout)) // fails on what is closed, as the next call does
-	m := message{Type: "offer", FD: fd, Cookie: cookie, state: s}
+	m := message{Type: "offer", FD: fd, Cookie: cookie, State: s}
 	if err := sendOffer(g.first, m, c); err != nil {
 		return err // nothing was sent
 	}
@@ -195,9 +199,12 @@ func drain(c *socket.Conn, wanted string) (found *message) {
 	}
 }
 
-// take waits for the next connection that is this process's to serve, and to close in the end. An
-// offer that is not what it says is refused. After an error nothing more can be taken: it is
-// errGone, or what the old process has against this one.
+// take waits for the next connection that is this process's to serve, and in the end to shut down and
+// close. One goroutine at a time may call it. An offer that is not what it says is refused.
+//
+// After an error nothing more comes from this old process: it is gone (errGone), or the error says
+// why it gave up on this one, which may stand in line again with a new dialControl. What has been
+// taken before stays taken.
 func take(from *socket.Conn) (*socket.Conn, state, error) {
 	for {
 		m, fds, err := receiveMessage(from, offerFDs)
@@ -220,15 +227,17 @@ func take(from *socket.Conn) (*socket.Conn, state, error) {
 		// The commit point, before the first byte is read from c or written to it.
 		err = sendMessage(from, message{Type: "taken"})
 		if errors.Is(err, errGone) {
-			err = nil // c is an orphan, unless the old process has taken it back
-			if last := drain(from, "withdraw"); last != nil {
-				err = last.gaveUp()
+			last := drain(from, "withdraw")
+			if last == nil { // it has died with the offer open, and nobody serves c but us
+				return c, m.State, nil
 			}
+			err = last.gaveUp() // it serves c itself
 		}
 		if err != nil {
 			c.Close()
+			return nil, state{}, err
 		}
-		return c, m.state, err
+		return c, m.State, nil
 	}
 }
 

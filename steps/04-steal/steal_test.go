@@ -186,7 +186,7 @@ func TestOfferThatDoesNotFit(t *testing.T) {
 	fails(t, s.give(s.server, state{Unread: make([]byte, 25_000)}), "a record holds")
 	outcome, m, fds := s.offered(from)
 	closeFDs(fds)
-	if string(m.Unread) != "read ahead" {
+	if string(m.State.Unread) != "read ahead" {
 		t.Errorf("received %+v", m)
 	}
 	says(t, from, message{Type: "taken"})
@@ -344,7 +344,7 @@ func TestWithdrawWaitsForRoom(t *testing.T) {
 	if err := s.first.SetsockoptInt(unix.SOL_SOCKET, unix.SO_SNDBUF, 11500); err != nil {
 		t.Fatal(err)
 	}
-	s.offers(message{state: state{Unread: make([]byte, maxUnread)}})
+	s.offers(message{State: state{Unread: make([]byte, maxUnread)}})
 	result := make(chan error, 1)
 	go func() { result <- s.withdraw(errors.New("late")) }()
 	select {

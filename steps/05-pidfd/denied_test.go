@@ -242,6 +242,10 @@ func TestSecurityModule(t *testing.T) {
 // Which relatives may look into each other, in each of Yama's modes.
 func TestRelations(t *testing.T) {
 	child := startIdle(t, "idle", unconfined).Process.Pid
+	taker := "any user"
+	if os.Geteuid() == 0 {
+		taker = "root with CAP_SYS_PTRACE"
+	}
 	for _, r := range []struct {
 		name  string
 		upTo  int // Yama's mode, without CAP_SYS_PTRACE
@@ -253,20 +257,26 @@ func TestRelations(t *testing.T) {
 		{"sibling -> sibling", 0, false, child},
 	} {
 		said := lookFrom(t, unconfined, r.pid, 1, r.named)
-		want := "the same there and here (kcmp)"
+		want, answer := "the same there and here (kcmp)", "yes"
 		if mode := yamaMode(); mode == 3 || mode > r.upTo && os.Geteuid() != 0 {
-			want = fmt.Sprintf("operation not permitted: its user is no obstacle; Yama's ptrace_scope is %d", mode)
+			want, answer = fmt.Sprintf("operation not permitted: its user is no obstacle; Yama's ptrace_scope is %d", mode), "EPERM"
 		}
+		t.Logf("relation %s, %s: %s", taker, r.name, answer) // for docs/kernels.md
 		if !strings.Contains(said, want) {
 			t.Errorf("%s: got %q, want %q", r.name, said, want)
 		}
 	}
 	unix.Prctl(unix.PR_SET_PTRACER, 0, 0, 0, 0)
-	if yamaMode() < 2 || yamaMode() == 2 && os.Geteuid() == 0 {
-		if fd, err := fetchFrom(t, child, 1); err != nil {
-			t.Errorf("parent -> child: %v", err)
-		} else {
-			unix.Close(fd)
-		}
+	fd, err := fetchFrom(t, child, 1)
+	answer := "yes"
+	if mode := yamaMode(); mode == 3 || mode == 2 && os.Geteuid() != 0 {
+		answer = "EPERM"
 	}
+	if err == nil {
+		unix.Close(fd)
+	}
+	if (answer == "yes") != (err == nil) || err != nil && !errors.Is(err, unix.EPERM) {
+		t.Errorf("parent -> child: %v, want %s", err, answer)
+	}
+	t.Logf("relation %s, parent -> child: %s", taker, answer)
 }
