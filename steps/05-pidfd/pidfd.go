@@ -28,7 +28,7 @@ func fetch(pid, pidfd, number int) (int, error) {
 // explain adds to an error of pidfd_open(2) or pidfd_getfd(2) what is behind it. Behind EPERM there are
 // half a dozen reasons, and the kernel answers with a number.
 func explain(pid int, err error) error {
-	why := ""
+	var why string
 	switch {
 	case errors.Is(err, unix.EPERM):
 		why = denied(pid)
@@ -40,6 +40,8 @@ func explain(pid int, err error) error {
 		why = "it needs Linux 5.6"
 	case errors.Is(err, unix.EMFILE):
 		why = "this process has no descriptor free (ulimit -n)"
+	default:
+		return err
 	}
 	return fmt.Errorf("%w: %s", err, why)
 }
