@@ -146,8 +146,8 @@ func (g *giver) offer(c syscall.Conn, s state) error {
 	}
 	g.first.SetDeadline(time.Now().Add(g.timeout)) // fails on what is closed, as the next call does
 	m := message{Type: "offer", FD: fd, Cookie: cookie, State: s}
-	if err := sendOffer(g.first, m, c); err != nil {
-		return err // nothing was sent
+	if err := sendOffer(g.first, m, c); err != nil { // nothing was sent
+		return fmt.Errorf("offer to %v: %w", g.peer, err)
 	}
 	answer, _, err := receiveMessage(g.first, 0)
 	switch {
