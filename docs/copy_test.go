@@ -10,7 +10,7 @@ import (
 )
 
 // toCopy are the rows of the README's table of what to copy: what one wants, from which step, and
-// the files that make it up.
+// the files that make it up. Below the table are the names that they bring, folded.
 var toCopy = []struct{ want, step, files string }{
 	{"a unix socket that one process owns, and to know who connects", "02-unix-socket", "control.go"},
 	{"descriptors passed without leaks or surprises", "03-scm-rights", "fdpass.go socket.go"},
@@ -22,10 +22,10 @@ var toCopy = []struct{ want, step, files string }{
 
 func init() {
 	generators["copy"] = func(t *testing.T, _ string) (string, error) {
-		table := "| you want | take | lines | which brings these names |\n| --- | --- | --- | --- |\n"
+		table, list := "| you want | take | lines |\n| --- | --- | --- |\n", ""
 		for _, row := range toCopy {
 			if row.files == "" {
-				table += fmt.Sprintf("| %s | all but `demo.go` and `child.go` of [%s](steps/%s), and your own `session.go` | | |\n", row.want, row.step[:2], row.step)
+				table += fmt.Sprintf("| %s | all but `demo.go` and `child.go` of [%s](steps/%s), and your own `session.go` | |\n", row.want, row.step[:2], row.step)
 				continue
 			}
 			lines, names := 0, []string{}
@@ -38,9 +38,11 @@ func init() {
 				}
 				names = append(names, declared...)
 			}
-			table += fmt.Sprintf("| %s | `%s` of [%s](steps/%s) | %d | `%s` |\n", row.want, strings.ReplaceAll(row.files, " ", "`, `"), row.step[:2], row.step, lines, strings.Join(names, "`, `"))
+			files := strings.ReplaceAll(row.files, " ", "`, `")
+			table += fmt.Sprintf("| %s | `%s` of [%s](steps/%s) | %d |\n", row.want, files, row.step[:2], row.step, lines)
+			list += fmt.Sprintf("- `%s` of %s: `%s`\n", files, row.step[:2], strings.Join(names, "`, `"))
 		}
-		return table, nil
+		return table + "\n<details><summary>The names that they bring</summary>\n\n" + list + "\n</details>\n", nil
 	}
 }
 

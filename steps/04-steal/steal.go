@@ -185,7 +185,8 @@ func (g *giver) withdraw(reason error) error {
 }
 
 // drain reads a queue to its end, and returns the message of that type, if there was one. So either
-// side comes from doubt to certainty: nothing can be queued any more.
+// side comes from doubt to certainty: nothing can be queued any more. It stops for nothing else,
+// since half of the queue proves nothing.
 func drain(c *socket.Conn, wanted string) (found *message) {
 	for {
 		m, fds, err := receiveMessage(c, scmMaxFD)
@@ -193,6 +194,8 @@ func drain(c *socket.Conn, wanted string) (found *message) {
 		switch {
 		case err == nil && m.Type == wanted:
 			found = &m
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			c.SetReadDeadline(time.Time{})
 		case err != nil && !errors.Is(err, errBadRecord):
 			return found
 		}
@@ -200,7 +203,9 @@ func drain(c *socket.Conn, wanted string) (found *message) {
 }
 
 // take waits for the next connection that is this process's to serve, and in the end to shut down and
-// close. One goroutine at a time may call it. An offer that is not what it says is refused.
+// close. An offer that is not what it says is refused. One goroutine at a time may call it, and nobody
+// else may read from, write to or close the connection meanwhile. A read deadline interrupts it, and
+// it can be called again.
 //
 // After an error nothing more comes from this old process: it is gone (errGone), or the error says
 // why it gave up on this one, which may stand in line again with a new dialControl. What has been

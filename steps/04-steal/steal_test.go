@@ -378,6 +378,7 @@ func TestDrain(t *testing.T) {
 			}
 			to.Write([]byte("{}"))
 			to.Close()
+			s.first.SetReadDeadline(time.Unix(1, 0)) // half of the queue would prove nothing
 			if found := drain(s.first, "taken"); found != nil != there {
 				t.Errorf("found %+v, want %v", found, there)
 			}
