@@ -3,7 +3,8 @@
 // Package steps tests the steps from outside: real processes, real clients, real kills. Every
 // promise is a test written once, and run against each step that makes it. See the table below.
 //
-//	go test ./steps                            # short: some seconds
+//	go test ./steps                            # some seconds
+//	go test -short ./steps                     # still less of each: for slow machines
 //	STEAL_LONG=1 go test ./steps               # long: more rounds, and whatever takes its time
 //	go test ./steps -args -prebuild DIR        # build the programs into DIR, and test nothing
 //	STEPS_BIN=DIR ./steps.test                 # test those, where there is no Go
@@ -16,6 +17,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"os"
@@ -56,16 +58,34 @@ func meets(s step) bool     { return s.meets }
 func steals(s step) bool    { return s.steals }
 func pulls(s step) bool     { return s.pulls }
 
-// each runs a test for every step that it is about.
+func stealing() []step {
+	return slices.DeleteFunc(slices.Clone(steps), func(s step) bool { return !s.steals })
+}
+
+// each runs a test for every step that it is about. With -short, a row of a table, which is a
+// subtest, is run for one of them: always for the same one.
 func each(t *testing.T, about func(step) bool, test func(t *testing.T, s step)) {
-	t.Parallel()
+	var chosen []step
 	for _, s := range steps {
 		if about(s) {
-			t.Run(s.name, func(t *testing.T) {
-				t.Parallel()
-				test(t, s)
-			})
+			chosen = append(chosen, s)
 		}
+	}
+	if testing.Short() && strings.Contains(t.Name(), "/") {
+		i := int(crc32.ChecksumIEEE([]byte(t.Name())) % uint32(len(chosen)))
+		chosen = chosen[i : i+1]
+	}
+	every(t, chosen, test)
+}
+
+// every runs a test for these steps.
+func every(t *testing.T, chosen []step, test func(t *testing.T, s step)) {
+	t.Parallel()
+	for _, s := range chosen {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, s)
+		})
 	}
 }
 
@@ -75,12 +95,23 @@ const patience = time.Minute
 
 var isLong = os.Getenv("STEAL_LONG") != ""
 
-// rounds is how often to do something: a few times in the short run.
-func rounds(short, long int) int {
-	if isLong {
+// rounds is how often to do something, or how many take part: with -short, a fifth of what is usual.
+func rounds(usual, long int) int {
+	switch {
+	case isLong:
 		return long
+	case testing.Short():
+		return (usual + 4) / 5
 	}
-	return short
+	return usual
+}
+
+// deadline is when a client gives up.
+func deadline() time.Time {
+	if isLong {
+		return time.Now().Add(20 * patience)
+	}
+	return time.Now().Add(5 * patience)
 }
 
 // long skips what is only for the long run.
@@ -495,7 +526,7 @@ func dial(t *testing.T, addr string) *client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() }) // most tests have closed it
-	if err := c.SetDeadline(time.Now().Add(time.Duration(rounds(2, 20)) * patience)); err != nil {
+	if err := c.SetDeadline(deadline()); err != nil {
 		t.Fatal(err)
 	}
 	return &client{t, c.(*net.TCPConn), bufio.NewReader(c)}
@@ -641,5 +672,33 @@ func needsRoot(t *testing.T) {
 }
 
 const nobody = 65534
+
+// yamaMode is Yama's ptrace_scope, and 0 without Yama, which allows the same.
+func yamaMode(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope")
+	if errors.Is(err, os.ErrNotExist) {
+		return 0
+	}
+	mode, convErr := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err := errors.Join(err, convErr); err != nil {
+		t.Fatal(err)
+	}
+	return mode
+}
+
+// forbidden is what a step that pulls says if Yama's mode is above upTo, which is as far as an ordinary
+// user's processes may look into each other, or root's. Otherwise it is empty.
+func forbidden(t *testing.T, s step, upTo int) string {
+	t.Helper()
+	mode := yamaMode(t)
+	if os.Geteuid() == 0 { // with CAP_SYS_PTRACE
+		upTo = 2
+	}
+	if !s.pulls || mode <= upTo {
+		return ""
+	}
+	return fmt.Sprintf("operation not permitted: its user is no obstacle; Yama's ptrace_scope is %d", mode)
+}
 
 func matches(pattern, text string) bool { return regexp.MustCompile(pattern).MatchString(text) }

@@ -55,7 +55,10 @@ func TestManyUnderLoad(t *testing.T) {
 
 // pump sends numbered lines and STEAL somewhere among them, and checks what comes back.
 func pump(t *testing.T, c *client, id int, answer string) {
-	const lines = 300
+	lines := 300
+	if testing.Short() {
+		lines = 50
+	}
 	steal := 1 + rand.Intn(lines-1)
 	line := func(n int) string { return fmt.Sprintf("client %d line %d %s\n", id, n, strings.Repeat("x", n)) }
 	go func() {
@@ -254,7 +257,7 @@ func (x *chaos) chat(t *testing.T, addr, name string, owner int) {
 		return
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(time.Duration(rounds(1, 20)) * patience)); err != nil {
+	if err := c.SetDeadline(deadline()); err != nil {
 		t.Error(err)
 		return
 	}

@@ -193,8 +193,9 @@ func TestLinkLocal(t *testing.T) {
 		number := old.logged(`is descriptor (\d+)`)[1]
 		if s.pulls {
 			look := s.start(t, args("-pid", fmt.Sprint(old.pid), "-fd", number))
-			look.exits(0)
-			if !strings.Contains(look.out.String(), c.LocalAddr().String()) {
+			if why := forbidden(t, s, 0); why != "" {
+				look.fails(why)
+			} else if look.exits(0); !strings.Contains(look.out.String(), c.LocalAddr().String()) {
 				t.Errorf("no %v in:\n%s", c.LocalAddr(), look.out)
 			}
 		}

@@ -67,7 +67,7 @@ func TestEcho(t *testing.T) {
 			"a last line":             "one\ntwo",
 			"a line that is long":     strings.Repeat("x", 100_000) + "\nshort\n",
 			"lines about 16 KiB long": strings.Repeat("y", 16<<10-1) + "\n" + strings.Repeat("z", 16<<10) + "\n",
-			"anything":                string(anything(1 << 20)),
+			"anything":                string(anything(rounds(1<<20, 1<<20))),
 		} {
 			c := dial(t, old.addr())
 			go func() {
@@ -102,6 +102,12 @@ func TestSteal(t *testing.T) {
 		early.echoed("before there is a new process")
 		kept.echoed("mine")
 		young := s.young(t, path)
+		if why := forbidden(t, s, 1); why != "" { // the client is told, and stays
+			early.send("STEAL\nafter\n")
+			early.matches(fmt.Sprintf(`\* not stolen: pid %d .* refused: ".*%s.*`, young.pid, why))
+			early.expect("after")
+			t.Skip("refused with: " + why)
+		}
 		late := dial(t, old.addr())
 		for _, c := range []*client{early, late} {
 			c.echoed("hello")
@@ -203,12 +209,16 @@ func TestDemo(t *testing.T) {
 	each(t, steals, func(t *testing.T, s step) {
 		temp := folder(t)
 		demo := s.start(t, args("-demo"), env("TMPDIR="+temp, "XDG_RUNTIME_DIR="))
-		demo.exits(0)
+		status, verdict, received := 0, "good", `"\* stolen: pid \d+ -> pid \d+"$`
+		if why := forbidden(t, s, 1); why != "" {
+			status, verdict, received = 1, "BAD", `"\* not stolen: pid .*`+why
+		}
+		demo.exits(status)
 		said := strings.Split(strings.TrimSpace(demo.err.String()), "\n")
-		if last, want := said[len(said)-1], fmt.Sprintf("demo[%d]: verdict: good", demo.pid); !strings.HasPrefix(last, want) {
+		if last, want := said[len(said)-1], fmt.Sprintf("demo[%d]: verdict: %s", demo.pid, verdict); !strings.HasPrefix(last, want) {
 			t.Errorf("the last line is %q, want %s", last, want)
 		}
-		demo.logged(fmt.Sprintf(`^demo\[%d\]: the client receives "\* stolen: pid \d+ -> pid \d+"$`, demo.pid))
+		demo.logged(fmt.Sprintf(`^demo\[%d\]: the client receives %s`, demo.pid, received))
 		left, err := os.ReadDir(temp)
 		if err != nil {
 			t.Fatal(err)
@@ -238,6 +248,12 @@ func TestLook(t *testing.T) {
 		c.expect("unread by whom it does not concern")
 		keepsFDs := old.keepsFDs()
 		look := s.start(t, args("-pid", fmt.Sprint(old.pid), "-fd", fmt.Sprint(number)))
+		if why := forbidden(t, s, 0); why != "" { // also of a number that the process does not have
+			look.fails(why)
+			s.start(t, args("-pid", fmt.Sprint(old.pid), "-fd", "999")).fails(why)
+			c.echoed("still here")
+			t.Skip("refused with: " + why)
+		}
 		look.exits(0)
 		got := look.out.String()
 		for _, want := range []string{inode, c.LocalAddr().String(), c.RemoteAddr().String(), "the same there and here"} {
