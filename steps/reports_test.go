@@ -3,6 +3,7 @@
 package steps
 
 import (
+	"bufio"
 	"fmt"
 	"net"
 	"os"
@@ -23,25 +24,12 @@ func TestNobodyReadsTheOutput(t *testing.T) {
 		t.Run(which, func(t *testing.T) {
 			each(t, servesTCP, func(t *testing.T, s step) {
 				path := meetingPlace(t)
-				addr := ""
-				if which == "stderr" { // where it would say which port it has got
-					l, err := net.Listen("tcp4", "127.0.0.1:0")
-					if err != nil {
-						t.Fatal(err)
-					}
-					addr = l.Addr().String()
-					if err := l.Close(); err != nil {
-						t.Fatal(err)
-					}
-				}
 				r, w, err := os.Pipe()
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer w.Close() // each process has its own
-				if err := r.Close(); err != nil {
-					t.Fatal(err)
-				}
+				defer r.Close()
 				silent := func(cmd *exec.Cmd) {
 					if which == "stdout" {
 						cmd.Stdout = w
@@ -50,23 +38,26 @@ func TestNobodyReadsTheOutput(t *testing.T) {
 					}
 				}
 				flags := []string{"-addr", "127.0.0.1:0"}
-				if addr != "" {
-					flags = []string{"-addr", addr}
-				}
 				if s.meets {
 					flags = append(flags, "-control", path, "-timeout", "1h")
 				}
 				old := s.start(t, silent, args(flags...))
-				if addr == "" {
+				addr := ""
+				if which == "stdout" {
 					addr = old.addr()
 				}
-				eventually(t, "it listens", func() bool {
-					c, err := net.Dial("tcp", addr)
-					if err == nil {
-						_ = c.Close() // one more client that comes and goes
+				if err := r.SetReadDeadline(deadline()); err != nil {
+					t.Fatal(err)
+				}
+				for lines := bufio.NewScanner(r); addr == ""; { // and then nobody reads any more
+					if !lines.Scan() {
+						t.Fatalf("it does not say where it listens: %v", lines.Err())
 					}
-					return err == nil
-				})
+					_, addr, _ = strings.Cut(lines.Text(), "listening on ")
+				}
+				if err := r.Close(); err != nil {
+					t.Fatal(err)
+				}
 				a, b := dial(t, addr), dial(t, addr)
 				for range 3 {
 					a.echoed("hello")

@@ -57,7 +57,8 @@ func TestStoppedAnywhere(t *testing.T) {
 				t.Errorf("sent %d bytes, received %d, first different at %d", len(sent), len(got), firstDifference(sent, got))
 			}
 			t.Logf("moved %d times: %v", moves, kinds)
-			if moves < least || kinds["in"] == 0 || kinds["inside"] == 0 || kinds["out"] == 0 {
+			// How often it is caught, and where, is a matter of speed: only the long test wants much.
+			if !short() && (moves < least || kinds["in"] == 0 || kinds["inside"] == 0 || kinds["out"] == 0) {
 				t.Error("it was hardly moved")
 			}
 		})
