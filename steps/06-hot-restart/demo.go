@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	demoTime     = 30 * time.Second // how long the story may take; it takes a fraction of that
+	demoTime     = 2 * time.Minute // how long the story may take; it takes a fraction of that
 	demoClients  = 200
 	demoRestarts = 5
 )

@@ -37,7 +37,7 @@ const (
 var roles = map[string]func(){}
 
 // patience bounds every wait for an event. Nothing waits for it to pass.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asStep) != "" {
