@@ -74,8 +74,9 @@ func listenControl(path string) (listener *socket.Conn, remove func(), err error
 	// whoever listens holds a lock for life, which the kernel frees when it dies (flock(2)). Nobody
 	// closes this descriptor, and the lock file stays.
 	lock, err := unix.Open(path+".lock", unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	err = os.NewSyscallError("open", err)
 	if err == nil {
-		err = unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB)
+		err = os.NewSyscallError("flock", unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB))
 	}
 	if err != nil {
 		unix.Close(lock) // or -1, which is harmless

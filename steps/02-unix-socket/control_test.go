@@ -355,7 +355,7 @@ func TestLockEndsWithItsOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	isBarred(t, path, path+".lock: resource temporarily unavailable: if another process holds it")
+	isBarred(t, path, path+".lock: flock: resource temporarily unavailable: if another process holds it")
 	first.kill()
 	if _, err := os.Lstat(path); err != nil {
 		t.Errorf("kill -9 should have left the path: %v", err)

@@ -57,9 +57,11 @@ func address(sa unix.Sockaddr, err error) string {
 		}
 		return netip.AddrPortFrom(ip, uint16(sa.Port)).String()
 	case *unix.SockaddrUnix:
-		return fmt.Sprintf("%q", sa.Name)
+		return fmt.Sprintf("%q", sa.Name) // "@" if it has no name
+	case nil:
+		return fmt.Sprintf("nobody (%v)", err)
 	}
-	return fmt.Sprintf("nobody (%v)", err)
+	return fmt.Sprintf("%+v", sa)
 }
 
 // kcmpFile is KCMP_FILE of <linux/kcmp.h>: compare two open file descriptions.
