@@ -453,7 +453,7 @@ var kinds = []struct {
 	{"port", "8080", regexp.MustCompile(`127\.0\.0\.[12][: ](\d+)|htons\((\d+)\)`)},
 	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)| ([1-9]\d*) \* (?:0|([1-9]\d*)) users`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
-	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\b(?:bind|listen|accept4|epoll_ctl)\((\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
+	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\b(?:bind|listen|accept4|epoll_ctl|pidfd_getfd)\((\d+)|pidfd_getfd\(\d+, (\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
 	{"byte", "", regexp.MustCompile(`01 00 00 00 01 00 00 00 ([0-9a-f]{2}) 00 00 00`)},
 	{"user", "", regexp.MustCompile(`[ug]id (\d+)|^\S+ +\d+ +(\S+) .* IPv4 `)},
 	{"folder", "1", regexp.MustCompile(`(?:steal-demo-?|scm-rights-)(\d+)`)},

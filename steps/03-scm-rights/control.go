@@ -35,11 +35,8 @@ func controlPath(given, name string) (path string, err error) {
 		if runtime := os.Getenv("XDG_RUNTIME_DIR"); private(runtime) {
 			folder = filepath.Join(runtime, "steal")
 		}
-		if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return "", err
-		}
-		if !private(folder) { // in /tmp anybody could have made it before us
-			return "", fmt.Errorf("%s must be a folder of mode 0700 that uid %d owns: choose a path with -control", folder, os.Geteuid())
+		if err := os.Mkdir(folder, 0o700); !private(folder) { // in /tmp anybody could have made it before us
+			return "", fmt.Errorf("%s must be a folder of mode 0700 that uid %d owns (%v): choose a path with -control", folder, os.Geteuid(), err)
 		}
 		given = filepath.Join(folder, name)
 	}

@@ -34,23 +34,17 @@ func main() {
 	demo := flag.Bool("demo", false, "tell the whole story in one terminal")
 	timeout := flag.Duration("timeout", time.Second, "how long the new process may take to answer an offer")
 	flag.Parse()
-	role := "old"
+	role, run := "old", func(path string) error { return runOld(*addr, path, *timeout) }
 	switch {
 	case *demo:
-		role = "demo"
+		role, run = "demo", runDemo
 	case *connect:
-		role = "new"
+		role, run = "new", runNew
 	}
 	start(role)
 	path, err := controlPath(*control, "04-steal")
-	switch {
-	case err != nil:
-	case *demo:
-		err = runDemo()
-	case *connect:
-		err = runNew(path)
-	default:
-		err = runOld(*addr, path, *timeout)
+	if err == nil {
+		err = run(path)
 	}
 	if err != nil {
 		log.Fatal(err)

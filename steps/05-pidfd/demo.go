@@ -18,8 +18,8 @@ import (
 )
 
 // runDemo starts an old and a new process and plays their client. It returns nil only if the
-// client received what it should have.
-func runDemo() error {
+// client received what it should have. Its control path is one of its own.
+func runDemo(string) error {
 	folder, err := os.MkdirTemp("", "steal-demo-")
 	if err != nil {
 		return err

@@ -47,23 +47,17 @@ func main() {
 		}
 		return
 	}
-	role := "old"
+	role, run := "old", func(path string) error { return runOld(*addr, path, *timeout) }
 	switch {
 	case *demo:
-		role = "demo"
+		role, run = "demo", runDemo
 	case *connect:
-		role = "new"
+		role, run = "new", runNew
 	}
 	start(role)
 	path, err := controlPath(*control, "05-pidfd")
-	switch {
-	case err != nil:
-	case *demo:
-		err = runDemo()
-	case *connect:
-		err = runNew(path)
-	default:
-		err = runOld(*addr, path, *timeout)
+	if err == nil {
+		err = run(path)
 	}
 	if err != nil {
 		log.Fatal(err)
