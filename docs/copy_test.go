@@ -14,8 +14,8 @@ import (
 var toCopy = []struct{ want, step, files string }{
 	{"a unix socket that one process owns, and to know who connects", "02-unix-socket", "control.go"},
 	{"descriptors passed without leaks or surprises", "03-scm-rights", "fdpass.go socket.go"},
-	{"live connections handed over", "04-steal", "steal.go push.go fdpass.go control.go socket.go"},
-	{"live connections handed over, and pulled", "05-pidfd", "steal.go pull.go pidfd.go fdpass.go control.go socket.go"},
+	{"live connections handed over", "04-steal", "protocol.go steal.go push.go fdpass.go control.go socket.go"},
+	{"live connections handed over, and pulled", "05-pidfd", "protocol.go steal.go pull.go pidfd.go fdpass.go control.go socket.go"},
 	{"a descriptor out of another process", "05-pidfd", "pidfd.go"},
 	{"a whole server that restarts", "06-hot-restart", ""},
 }

@@ -173,14 +173,14 @@ func build(dir string) error {
 			continue
 		}
 		hooked = append(hooked, "./"+s.name)
-		source, err := os.ReadFile(filepath.Join(s.name, "steal.go"))
+		source, err := os.ReadFile(filepath.Join(s.name, "protocol.go"))
 		if err != nil {
 			return err
 		}
 		renamed := source
 		for name, other := range map[string]string{"sendMessage": "realSendMessage", "receiveMessage": "realReceiveMessage"} {
 			if bytes.Count(renamed, []byte("\nfunc "+name+"(")) != 1 {
-				return fmt.Errorf("%s/steal.go: where is the function %s?", s.name, name)
+				return fmt.Errorf("%s/protocol.go: where is the function %s?", s.name, name)
 			}
 			renamed = bytes.Replace(renamed, []byte("\nfunc "+name+"("), []byte("\nfunc "+other+"("), 1)
 		}
@@ -188,7 +188,7 @@ func build(dir string) error {
 		if err := os.WriteFile(copied, renamed, 0o600); err != nil {
 			return err
 		}
-		overlay[filepath.Join(here, s.name, "steal.go")] = copied
+		overlay[filepath.Join(here, s.name, "protocol.go")] = copied
 		overlay[filepath.Join(here, s.name, "hook.go")] = filepath.Join(here, "hook_test.go")
 	}
 	replace, err := json.Marshal(map[string]any{"Replace": overlay})

@@ -30,7 +30,7 @@ func long() bool { return os.Getenv("STEAL_LONG") != "" }
 var roles = map[string]func(path string) error{
 	"listen": func(path string) error {
 		io.Copy(io.Discard, os.NewFile(3, "gate")) // until the test closes it; exec.Cmd.ExtraFiles begin at 3
-		if _, _, err := listenControl(path); err != nil {
+		if _, err := listenControl(path); err != nil {
 			return err
 		}
 		fmt.Println("listening")
@@ -120,7 +120,7 @@ func shortPath(t *testing.T) string {
 // listens expects that this process can listen at path, and that whoever dials is heard.
 func listens(t *testing.T, path string) (remove func()) {
 	t.Helper()
-	l, remove, err := listenControl(path)
+	l, err := listenControl(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func listens(t *testing.T, path string) (remove func()) {
 		t.Fatal(err)
 	}
 	accepted.Close()
-	return remove
+	return l.remove
 }
 
 // isBarred expects that it cannot, and that what is there stays there.
@@ -145,7 +145,7 @@ func isBarred(t *testing.T, path, why string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := listenControl(path); err == nil || !strings.Contains(err.Error(), why) || strings.Contains(err.Error(), "\n") {
+	if _, err := listenControl(path); err == nil || !strings.Contains(err.Error(), why) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("got %v, want one line with %q", err, why)
 	}
 	if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
@@ -255,7 +255,7 @@ func TestAnotherProgramsFileStays(t *testing.T) {
 			isBarred(t, path, why)
 		})
 	}
-	if _, _, err := listenControl(filepath.Join(shortPath(t), "no", "folder")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := listenControl(filepath.Join(shortPath(t), "no", "folder")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("in a folder that is not there: %v", err)
 	}
 }
@@ -297,7 +297,7 @@ func fillQueue(t *testing.T, path string) int {
 // more than listen(2) was told.
 func TestFullAcceptQueue(t *testing.T) {
 	path := shortPath(t)
-	l, _, err := listenControl(path)
+	l, err := listenControl(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,13 +411,13 @@ func accept(t *testing.T, l *socket.Conn) *socket.Conn {
 // The kernel names the process at the other end, to both.
 func TestPeer(t *testing.T) {
 	path := shortPath(t)
-	l, _, err := listenControl(path)
+	l, err := listenControl(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	other := startRole(t, "connect", path, nil)
-	c := accept(t, l)
+	c := accept(t, l.Conn)
 	if p, err := peerOf(c); err != nil || int(p.Pid) != other.Process.Pid || int(p.Uid) != os.Geteuid() {
 		t.Errorf("got %v, %v, want pid %d", p, err, other.Process.Pid)
 	}
@@ -439,7 +439,7 @@ func TestAnotherUser(t *testing.T) {
 		t.Skip("only root can start another user's process (setuid: EPERM)")
 	}
 	path := shortPath(t)
-	l, _, err := listenControl(path)
+	l, err := listenControl(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -452,7 +452,7 @@ func TestAnotherUser(t *testing.T) {
 	}
 	other := startRole(t, "connect", path, nobody)
 	want := fmt.Sprintf("pid %d (uid 65534) is another user's process, and this one is uid 0's", other.Process.Pid)
-	if _, err := peerOf(accept(t, l)); err == nil || err.Error() != want {
+	if _, err := peerOf(accept(t, l.Conn)); err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	if got := other.line(t); !strings.HasSuffix(got, "(uid 0)") {

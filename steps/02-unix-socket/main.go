@@ -46,11 +46,11 @@ func main() {
 
 // runOld meets every process that connects.
 func runOld(path string) error {
-	control, remove, err := listenControl(path)
+	control, err := listenControl(path)
 	if err != nil {
 		return err
 	}
-	exitOnSignal(remove)
+	exitOnSignal(control.remove)
 	log.Printf("listening on %s", path)
 	for {
 		c, _, err := control.Accept(context.Background(), 0)

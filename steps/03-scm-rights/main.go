@@ -51,11 +51,11 @@ func main() {
 
 // runOld tells both stories to every new process that connects, one after the other.
 func runOld(path string) error {
-	control, remove, err := listenControl(path)
+	control, err := listenControl(path)
 	if err != nil {
 		return err
 	}
-	exitOnSignal(remove)
+	exitOnSignal(control.remove)
 	log.Printf("listening on %s", path)
 	for {
 		c, _, err := control.Accept(context.Background(), 0)

@@ -59,12 +59,20 @@ func private(folder string) bool {
 // errForeign is that something at the path is not ours to remove.
 var errForeign = errors.New("another program's file or socket is there: choose another path with -control")
 
+// controlSocket is a control path that this process listens on.
+type controlSocket struct {
+	*socket.Conn // the listener
+	path         string
+	file         fs.FileInfo // what bind(2) has made there
+	lock         int         // a descriptor of path.lock
+}
+
 // listenControl listens on path. The error says what stands in the way. The caller owns the listener,
-// and calls remove when it ends: that removes the file, and nothing else. The path stays this
-// process's until it has ended, so that nobody can listen there again before, itself included.
-func listenControl(path string) (listener *socket.Conn, remove func(), err error) {
+// and calls remove when it ends. Closed or not, the path stays this process's until it has ended, so
+// that nobody can listen there again before, itself included.
+func listenControl(path string) (*controlSocket, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
-		return nil, nil, fmt.Errorf("control path %s: %w", path, errForeign)
+		return nil, fmt.Errorf("control path %s: %w", path, errForeign)
 	}
 	// To see that nobody listens at path any more, to remove what is there, and to bind are three
 	// system calls: two processes that start together could each remove the other's socket. So
@@ -77,19 +85,22 @@ func listenControl(path string) (listener *socket.Conn, remove func(), err error
 	}
 	if err != nil {
 		unix.Close(lock) // or -1, which is harmless
-		return nil, nil, fmt.Errorf("lock %s.lock: %w: if another process holds it, stop it or join it with -c; or choose another path with -control", path, err)
+		return nil, fmt.Errorf("lock %s.lock: %w: if another process holds it, stop it or join it with -c; or choose another path with -control", path, err)
 	}
-	listener, own, err := bind(path)
+	listener, file, err := bind(path)
 	if err != nil {
 		unix.Close(lock)
-		return nil, nil, fmt.Errorf("control path %s: %w", path, err)
+		return nil, fmt.Errorf("control path %s: %w", path, err)
 	}
-	return listener, func() {
-		// Removing is by name: whoever ends must not remove another's file.
-		if now, err := os.Lstat(path); err == nil && os.SameFile(now, own) {
-			os.Remove(path)
-		}
-	}, nil
+	return &controlSocket{listener, path, file, lock}, nil
+}
+
+// remove removes the socket's file, and nothing else: removing is by name, and another program's
+// file may have come into its place.
+func (c *controlSocket) remove() {
+	if now, err := os.Lstat(c.path); err == nil && os.SameFile(now, c.file) {
+		os.Remove(c.path)
+	}
 }
 
 // bind listens at path, where it removes a socket whose owner is gone, and nothing else. It returns

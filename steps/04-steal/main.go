@@ -11,7 +11,8 @@
 //
 //	main.go      skip: flags
 //	session.go   read: the two processes, what either does for a client, and the STEAL line
-//	steal.go     read, copy: who has the connection, whoever dies and whenever
+//	protocol.go  read, copy: who owns what is offered, whoever dies and whenever
+//	steal.go     read, copy: how a connection is offered, and taken
 //	push.go      read, copy: the one message with a descriptor in it
 //	demo.go      skip: plays all parts
 //	fdpass.go    known from 03

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// The protocol as a model: two processes, two queues, and a kernel with the rules that steal.go
+// The protocol as a model: two processes, two queues, and a kernel with the rules that protocol.go
 // builds on. The test goes through every order in which things can happen, with each process
 // dying at any moment and the time-out striking whenever the old one waits, and checks
 //

@@ -21,18 +21,18 @@ import (
 
 // runOld serves TCP clients, and gives those away that type STEAL.
 func runOld(addr, path string, timeout time.Duration) error {
-	control, remove, err := listenControl(path)
+	control, err := listenControl(path)
 	if err != nil {
 		return err
 	}
-	exitOnSignal(remove)
+	exitOnSignal(control.remove)
 	log.Printf("control socket on %s", path)
 	g := &giver{control: control, timeout: timeout}
 	err = serveTCP(addr, func(c *net.TCPConn) {
 		s := state{Remote: c.RemoteAddr().String(), Local: c.LocalAddr().String()}
 		serve(c, s, func(s state) error { return g.give(c, s) })
 	})
-	remove()
+	control.remove()
 	return err
 }
 

@@ -2,29 +2,13 @@
 
 package main
 
-// The protocol by which a live TCP connection changes its process. To copy: this file with push.go,
-// fdpass.go, control.go and socket.go. It promises that a connection is never served by two
-// processes, never by none while its owner lives, and that both know who that is, whoever is
-// killed and whenever.
-//
-// Two sides that can only send each other messages can never be sure that they agree: the last
-// message may be lost. These two share a kernel. What it has queued stays readable after its
-// sender died, and behind shutdown(2) no later message gets in. So:
-//
-//   - "taken" is the commit point. Once the new process has queued it, the connection is the new
-//     one's, although the old one may not know yet.
-//   - An old process that tires of waiting says "withdraw", shuts its socket down, and reads its
-//     queue to the end. Either "taken" was in time, or it will never come. Until "withdraw" is
-//     queued, it does not touch the connection.
-//   - A new process whose "taken" no longer gets in reads its queue to the end too. It finds
-//     "withdraw"; or the old process died before it could take the connection back, and then
-//     nobody serves it but us.
+// How a live TCP connection changes its process, by the rules of protocol.go. To copy: this file,
+// protocol.go, push.go, fdpass.go, control.go and socket.go. It promises that a connection is served by
+// one process at any time, with every byte that its client has sent.
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log"
 	"os"
 	"sync"
@@ -44,34 +28,26 @@ type state struct {
 	Unread []byte `json:"unread,omitempty"` // read from the socket, and not yet answered
 }
 
-// message is one record on the control socket: JSON, so that strace shows it.
-type message struct {
-	Type   string `json:"type"`             // offer, taken, refused or withdraw
-	FD     int    `json:"fd,omitempty"`     // offer: the descriptor's number in the old process
-	Cookie uint64 `json:"cookie,omitempty"` // offer: the socket's SO_COOKIE
-	State  state  `json:"state,omitzero"`   // offer
-	Reason string `json:"reason,omitempty"` // refused, withdraw: in words
+// content is what an offer says of the connection.
+type content struct {
+	FD     int    `json:"fd,omitempty"`     // the descriptor's number in the old process
+	Cookie uint64 `json:"cookie,omitempty"` // the socket's SO_COOKIE
+	State  state  `json:"state,omitzero"`
 }
 
-// A record is sent whole or not at all, and must fit the socket's send buffer, which by default has
-// 208 KiB (net.core.wmem_default in socket(7)).
-const (
-	maxUnread = 16 << 10 // bytes that a session reads ahead; in JSON they take a third more
-	maxRecord = 32 << 10 // bytes of a record
-)
+// maxUnread is how many bytes a session reads ahead. In JSON they take a third more, and a record
+// must hold them (maxRecord).
+const maxUnread = 16 << 10
 
-var (
-	errGone        = errors.New("is gone") // nobody is at the other end any more, and nothing is queued
-	errNobodyWaits = errors.New("no new process is waiting")
-)
+var errNobodyWaits = errors.New("no new process is waiting")
 
 // giver is the old process's side. It gives connections to the first process in line. Who is in
 // line, the kernel keeps: a process that connects waits in the accept queue, and is accepted when
 // somebody types STEAL. So nobody need be greeted, counted or refused for coming second, and one
 // that connects and says nothing keeps the others out for one time-out at most.
 type giver struct {
-	control *socket.Conn  // listens; its accept queue is the line of waiting processes. The maker closes it
-	timeout time.Duration // how long an offer may stay unanswered: more than 0
+	control *controlSocket // its accept queue is the line of waiting processes. The maker closes it
+	timeout time.Duration  // how long an offer may stay unanswered: more than 0
 
 	mu    sync.Mutex   // held for a whole offer, until its answer: one at a time
 	first *socket.Conn // to the first in line, once accepted; nil: nobody is
@@ -89,6 +65,11 @@ type giver struct {
 //
 // An offer with more than 24 000 bytes of s.Unread fits no record, and is not sent.
 func (g *giver) give(c syscall.Conn, s state) error {
+	fd, cookie, err := identify(c)
+	if err != nil {
+		return err
+	}
+	m := message{Type: "offer", content: content{FD: fd, Cookie: cookie, State: s}}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for {
@@ -97,11 +78,13 @@ func (g *giver) give(c syscall.Conn, s state) error {
 				return err
 			}
 		}
-		err := g.offer(c, s)
-		if !errors.Is(err, errGone) {
+		over, err := offer(g.first, g.peer, g.timeout, func() error { return sendOffer(g.first, m, c) })
+		if over {
+			g.drop()
+		}
+		if !errors.Is(err, errGone) { // if it is, let the next in line have it
 			return err
 		}
-		g.drop() // and let the next in line have it
 	}
 }
 
@@ -138,70 +121,6 @@ func (g *giver) drop() {
 	g.first = nil
 }
 
-// offer makes one offer to the first in line. Its error is errGone if that is no more.
-func (g *giver) offer(c syscall.Conn, s state) error {
-	fd, cookie, err := identify(c)
-	if err != nil {
-		return err
-	}
-	g.first.SetDeadline(time.Now().Add(g.timeout)) // fails on what is closed, as the next call does
-	m := message{Type: "offer", FD: fd, Cookie: cookie, State: s}
-	if err := sendOffer(g.first, m, c); err != nil { // nothing was sent
-		return fmt.Errorf("offer to %v: %w", g.peer, err)
-	}
-	answer, _, err := receiveMessage(g.first, 0)
-	switch {
-	case err == nil && answer.Type == "taken":
-		return nil
-	case err == nil && answer.Type == "refused":
-		return fmt.Errorf("%v refused: %q", g.peer, answer.Reason)
-	case errors.Is(err, errGone): // it has died or hung up, and "taken" was not in the queue
-		return err
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return g.withdraw(fmt.Errorf("%v did not answer within %v", g.peer, g.timeout))
-	}
-	// Whatever it said, it may still say "taken": only withdraw can tell.
-	return g.withdraw(fmt.Errorf("%v broke the protocol: it answered %q (%v)", g.peer, answer.Type, err))
-}
-
-// withdraw takes the open offer back, for a reason, and ends the conversation. It returns nil if
-// the new process had taken the connection in time, and the reason otherwise.
-func (g *giver) withdraw(reason error) error {
-	// In this order: a new process that finds the socket shut must find the word before it, or it
-	// would take the connection for an orphan. So this waits for room as long as it must.
-	g.first.SetDeadline(time.Time{})
-	m := message{Type: "withdraw", Reason: reason.Error()}
-	for err := sendMessage(g.first, m); err != nil && !errors.Is(err, errGone); err = sendMessage(g.first, m) {
-		log.Printf("withdraw: %v; trying again, as nothing else is safe", err) // ENOBUFS, say
-		time.Sleep(time.Second)
-	}
-	g.first.Shutdown(unix.SHUT_RDWR) // fails if the other side has hung up: the queue ends all the same
-	taken := drain(g.first, "taken")
-	g.drop()
-	if taken != nil {
-		return nil
-	}
-	return reason
-}
-
-// drain reads a queue to its end, and returns the message of that type, if there was one. So either
-// side comes from doubt to certainty: nothing can be queued any more. It stops for nothing else,
-// since half of the queue proves nothing.
-func drain(c *socket.Conn, wanted string) (found *message) {
-	for {
-		m, fds, err := receiveMessage(c, scmMaxFD)
-		closeFDs(fds)
-		switch {
-		case err == nil && m.Type == wanted:
-			found = &m
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			c.SetReadDeadline(time.Time{})
-		case err != nil && !errors.Is(err, errBadRecord):
-			return found
-		}
-	}
-}
-
 // take waits for the next connection that is this process's to serve, and in the end to shut down and
 // close. An offer that is not what it says is refused. One goroutine at a time may call it, and nobody
 // else may read from, write to or close the connection meanwhile. A read deadline interrupts it, and
@@ -229,24 +148,13 @@ func take(from *socket.Conn) (*socket.Conn, state, error) {
 			sendMessage(from, message{Type: "refused", Reason: err.Error()}) // fails as the next receipt does
 			continue
 		}
-		// The commit point, before the first byte is read from c or written to it.
-		err = sendMessage(from, message{Type: "taken"})
-		if errors.Is(err, errGone) {
-			last := drain(from, "withdraw")
-			if last == nil { // it has died with the offer open, and nobody serves c but us
-				return c, m.State, nil
-			}
-			err = last.gaveUp() // it serves c itself
-		}
-		if err != nil {
+		if err := commit(from); err != nil {
 			c.Close()
 			return nil, state{}, err
 		}
 		return c, m.State, nil
 	}
 }
-
-func (m message) gaveUp() error { return fmt.Errorf("gave up on this process: %q", m.Reason) }
 
 // adopt makes a connection of an offer and its descriptors, which it owns, if the offer is true: a
 // connected TCP socket, and by its cookie the very one. A number from another process's table
@@ -283,42 +191,4 @@ func verify(fd int, cookie uint64) error {
 		return fmt.Errorf("another socket: its cookie is %d, the offer says %d (%v)", got, cookie, err)
 	}
 	return nil
-}
-
-// sendMessage sends a message, whole or not at all, with duplicates of fds.
-func sendMessage(c *socket.Conn, m message, fds ...int) error {
-	record, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if len(record) > maxRecord {
-		return fmt.Errorf("a message of %d bytes, and a record holds %d", len(record), maxRecord)
-	}
-	err = sendFDs(c, record, fds...)
-	// EPIPE after the other side has closed or called shutdown(2); ECONNRESET if it left something
-	// unread; ECONNREFUSED on Linux 5.10, if the send meets the close.
-	for _, errno := range []unix.Errno{unix.EPIPE, unix.ECONNRESET, unix.ECONNREFUSED} {
-		if errors.Is(err, errno) {
-			return errGone
-		}
-	}
-	return err
-}
-
-// receiveMessage waits for a message with at most maxFDs descriptors, which become the caller's.
-// Of a record that is no message the error wraps errBadRecord, and the conversation goes on.
-func receiveMessage(c *socket.Conn, maxFDs int) (m message, fds []int, err error) {
-	record := make([]byte, maxRecord)
-	n, fds, err := receiveFDs(c, record, 0, maxFDs)
-	if errors.Is(err, io.EOF) {
-		err = errGone
-	}
-	if err != nil {
-		return message{}, nil, err
-	}
-	if err := json.Unmarshal(record[:n], &m); err != nil {
-		closeFDs(fds)
-		return message{}, nil, fmt.Errorf("%w: %w", errBadRecord, err)
-	}
-	return m, fds, nil
 }

@@ -51,11 +51,11 @@ type session struct {
 func newSession(t *testing.T, timeout time.Duration) session {
 	t.Helper()
 	path := shortPath(t)
-	control, remove, err := listenControl(path) // which keeps a descriptor for life, of its lock
+	control, err := listenControl(path) // which keeps a descriptor for life, of its lock
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { remove(); control.Close() })
+	t.Cleanup(func() { control.remove(); control.Close() })
 	noLeak(t)
 	g := &giver{control: control, timeout: timeout}
 	t.Cleanup(func() {
@@ -344,9 +344,9 @@ func TestWithdrawWaitsForRoom(t *testing.T) {
 	if err := s.first.SetsockoptInt(unix.SOL_SOCKET, unix.SO_SNDBUF, 11500); err != nil {
 		t.Fatal(err)
 	}
-	s.offers(message{State: state{Unread: make([]byte, maxUnread)}})
+	s.offers(message{content: content{State: state{Unread: make([]byte, maxUnread)}}})
 	result := make(chan error, 1)
-	go func() { result <- s.withdraw(errors.New("late")) }()
+	go func() { result <- withdraw(s.first, errors.New("late")) }()
 	select {
 	case err := <-result:
 		t.Fatalf("the old side has gone on (%v), and the new side knows nothing of it", err)
@@ -418,7 +418,7 @@ func TestVerify(t *testing.T) {
 	if err := unix.Listen(listener, 1); err != nil {
 		t.Fatal(err)
 	}
-	offer := message{Type: "offer", Cookie: cookie}
+	offer := message{Type: "offer", content: content{Cookie: cookie}}
 	good := number(s.server)
 	result := make(chan *socket.Conn, 1)
 	go func() {
@@ -443,7 +443,7 @@ func TestVerify(t *testing.T) {
 		{"not connected", offer, []int{socketOf(unix.AF_INET6, unix.SOCK_STREAM)}, "not connected"},
 		{"another connection", offer, []int{number(other)}, "another socket"},
 		{"no cookie", message{Type: "offer"}, []int{good}, "another socket"},
-		{"no type", message{Cookie: cookie}, []int{good}, `unexpected message ""`},
+		{"no type", message{content: content{Cookie: cookie}}, []int{good}, `unexpected message ""`},
 		{"another type", message{Type: "hello"}, []int{good}, `unexpected message "hello"`},
 	} {
 		says(t, s.first, lie.m, lie.fds...)

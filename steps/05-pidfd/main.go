@@ -16,7 +16,7 @@
 //	pull.go      read, copy: the old process names a descriptor, the new one takes it
 //	pidfd.go     read, copy: pidfd_getfd, and why it may be refused
 //	look.go      read: what a descriptor is, from outside
-//	session.go   known from 04, and steal.go and demo.go too; push.go is gone
+//	session.go   known from 04, and protocol.go, steal.go and demo.go too; push.go is gone
 //	fdpass.go    known from 03
 //	control.go   known from 02
 //	socket.go    known from 01, and listen.go and process.go too

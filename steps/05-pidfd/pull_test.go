@@ -198,12 +198,12 @@ func TestOutOfDescriptors(t *testing.T) {
 func session(t *testing.T) (g *giver, path string, server, client *net.TCPConn) {
 	t.Helper()
 	path = shortPath(t)
-	control, remove, err := listenControl(path)
+	control, err := listenControl(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	g = &giver{control: control, timeout: patience}
-	t.Cleanup(func() { remove(); control.Close() })
+	t.Cleanup(func() { control.remove(); control.Close() })
 	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -253,11 +253,11 @@ func TestPulledOffer(t *testing.T) {
 		fds []int
 		why string
 	}{
-		{message{FD: 1 << 20}, nil, "bad file descriptor: it has no such descriptor"},
-		{message{FD: -1}, nil, "bad file descriptor"},
-		{message{FD: 0}, nil, "not a TCP socket"},
-		{message{FD: fd}, nil, "another socket"},
-		{message{FD: fd, Cookie: cookie}, []int{fd}, "1 descriptors"},
+		{message{content: content{FD: 1 << 20}}, nil, "bad file descriptor: it has no such descriptor"},
+		{message{content: content{FD: -1}}, nil, "bad file descriptor"},
+		{message{content: content{FD: 0}}, nil, "not a TCP socket"},
+		{message{content: content{FD: fd}}, nil, "another socket"},
+		{message{content: content{FD: fd, Cookie: cookie}}, []int{fd}, "1 descriptors"},
 	} {
 		lie.m.Type = "offer"
 		if err := sendMessage(g.first, lie.m, lie.fds...); err != nil {

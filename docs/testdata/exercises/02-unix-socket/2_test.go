@@ -18,12 +18,12 @@ func TestExercise2(t *testing.T) {
 	}
 	defer os.RemoveAll(folder)
 	path := filepath.Join(folder, "control")
-	listener, _, err := listenControl(path)
+	listener, err := listenControl(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	_, _, err = listenControl(path)
+	_, err = listenControl(path)
 	if err == nil {
 		t.Fatal("two listen at one path")
 	}
