@@ -17,7 +17,7 @@ var toCopy = []struct{ want, step, files string }{
 	{"live connections handed over", "04-steal", "protocol.go steal.go push.go fdpass.go control.go socket.go"},
 	{"live connections handed over, and pulled", "05-pidfd", "protocol.go steal.go pull.go pidfd.go fdpass.go control.go socket.go"},
 	{"a descriptor out of another process", "05-pidfd", "pidfd.go"},
-	{"a whole server that restarts", "06-hot-restart", ""},
+	{"a whole server that restarts", "07-hot-restart", ""},
 }
 
 func init() {

@@ -76,7 +76,7 @@ func files(t *testing.T, step string) (list string, err error) {
 	}
 	for _, file := range sources(t, step) {
 		name := filepath.Base(file)
-		if step == "06-hot-restart" && about[name] == "" { // its doc comment has no such lines yet
+		if step == "07-hot-restart" && about[name] == "" { // its doc comment has no such lines yet
 			list += fmt.Sprintf("- [`%s`](../%s)\n", name, file)
 			continue
 		}
@@ -164,7 +164,7 @@ func killRows(file string) (rows [][]string, err error) {
 	return rows, err
 }
 
-// takeoverKills makes a table of the rows that step 06's kill test runs: two batches, and who serves
+// takeoverKills makes a table of the rows that step 07's kill test runs: two batches, and who serves
 // what afterwards.
 func takeoverKills(_ *testing.T, step string) (string, error) {
 	rows, err := killRows("steps/" + step + "/kill_test.go")

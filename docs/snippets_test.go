@@ -108,7 +108,7 @@ func unindent(part string) string {
 
 // A planted error: a page that shows yesterday's code.
 func TestStaleSnippetIsNoticed(t *testing.T) {
-	stale := page{"page.md", "<!-- source: steps/06-hot-restart/show.go shownBytes -->\n```go\nconst shownBytes = 79\n```\n"}
+	stale := page{"page.md", "<!-- source: steps/07-hot-restart/show.go shownBytes -->\n```go\nconst shownBytes = 79\n```\n"}
 	now, wrong := stale.rewrite("go", snippet)
 	if len(wrong) != 1 || !errors.Is(wrong[0], errStale) || !strings.Contains(now.text, "\nconst shownBytes = 80\n```\n") {
 		t.Errorf("updated to %q, %v", now.text, wrong)

@@ -39,7 +39,7 @@ func TestTranscripts(t *testing.T) {
 	bin := t.TempDir()
 	build := []string{"build", "-ldflags=-s -w", "-o", bin}
 	for _, step := range append(steps(t), "mistakes") {
-		if long || step != "06-hot-restart" {
+		if long || step != "07-hot-restart" {
 			build = append(build, "./steps/"+step)
 		}
 	}
@@ -61,7 +61,7 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
-var takesLong = regexp.MustCompile(`(?m)^\w*\$ .*(go build|strace|steps/06)`)
+var takesLong = regexp.MustCompile(`(?m)^\w*\$ .*(go build|strace|steps/0[67])`)
 
 // quiet is how long a terminal must have been still before its output is taken for complete,
 // once it is known to differ from the page.
@@ -255,7 +255,7 @@ func (s *stage) start(command string) (*terminal, error) {
 			return nil, missingTool{err}
 		}
 	}
-	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-hot-restart)( -v|( -control| -timeout| -takeover-timeout) \S+)*$`).MatchString(command)
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|07-hot-restart)( -v|( -control| -timeout| -takeover-timeout) \S+)*$`).MatchString(command)
 	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
 	command = strings.ReplaceAll(command, pageRun, s.run)
 	if goRun.MatchString(command) || plainNC.MatchString(command) {

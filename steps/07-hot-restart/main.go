@@ -1,13 +1,13 @@
 //go:build linux
 
-// Step 06: hot restart. Start it again, and the new process takes over everything: listeners,
+// Step 07: hot restart. Start it again, and the new process takes over everything: listeners,
 // with the clients in their accept queues, and every connection. No client notices.
 //
-//	go run ./steps/06-hot-restart        # serves 127.0.0.1:8080
+//	go run ./steps/07-hot-restart        # serves 127.0.0.1:8080
 //	nc 127.0.0.1 8080                    # a client: type lines
-//	go run ./steps/06-hot-restart        # the same again: it takes over, and the first one ends
+//	go run ./steps/07-hot-restart        # the same again: it takes over, and the first one ends
 //
-// Or all of it in one terminal: go run ./steps/06-hot-restart -demo
+// Or all of it in one terminal: go run ./steps/07-hot-restart -demo
 //
 // New since 04: session.go, a connection that can be stopped at any moment (standstill.go); batch.go,
 // the state of 252 of them in one sealed memfd (memfd.go), in the place of parcel.go and push.go;
@@ -38,7 +38,7 @@ func main() { os.Exit(command(run)) }
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	nameProcess("server", stderr)
 	s := &server{stdout: stdout}
-	flags := flag.NewFlagSet("06-hot-restart", flag.ContinueOnError)
+	flags := flag.NewFlagSet("07-hot-restart", flag.ContinueOnError)
 	flags.Func("addr", "TCP `host:port` to serve; may be given several times (default what the process before serves, or "+defaultAddr+")", func(addr string) error {
 		tcp, err := net.ResolveTCPAddr("tcp", addr)
 		if err != nil {
