@@ -60,7 +60,8 @@ func arrange(addrs string, inherited, offered []*net.TCPListener) (all, surplus 
 		}
 		is := func(l *net.TCPListener) bool {
 			have := l.Addr().(*net.TCPAddr)
-			return have.IP.Equal(tcp.IP) && have.Zone == tcp.Zone && (have.Port == tcp.Port || tcp.Port == 0)
+			return have.IP.Equal(tcp.IP) && (have.Port == tcp.Port || tcp.Port == 0) &&
+				(have.Zone == tcp.Zone || have.Zone == "") // a Multipath TCP listener does not tell it
 		}
 		if tcp.Port != 0 && slices.ContainsFunc(all, is) {
 			continue

@@ -43,6 +43,10 @@ func (g *giver) watchSignals() {
 		stop <- struct{}{}
 		<-stop
 	})
+	go g.answer(state, restart, stop)
+}
+
+func (g *giver) answer(state, restart <-chan os.Signal, stop chan struct{}) {
 	for {
 		select {
 		case <-state:
