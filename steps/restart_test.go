@@ -124,6 +124,27 @@ func TestDrainEnds(t *testing.T) {
 	})
 }
 
+// TestSecondSIGTERM: one while it drains does not cut anybody; a second one ends it.
+func TestSecondSIGTERM(t *testing.T) {
+	each(t, restarts, func(t *testing.T, s step) {
+		path := meetingPlace(t)
+		first := s.old(t, path)
+		c := dial(t, first.addr())
+		c.echoed("hello")
+		second := s.old(t, path)
+		first.logged(`draining for up to`)
+		first.signal(unix.SIGTERM)
+		first.logged(`draining, and ending then; another SIGTERM ends it now`)
+		c.echoed("still here")
+		first.counted()
+		first.signal(unix.SIGTERM)
+		first.wait()
+		c.ended()
+		second.signal(unix.SIGTERM)
+		second.exits(0)
+	})
+}
+
 // TestAddresses: sockets are compared, and not text. What is asked for and there is taken over, what
 // is not there is opened, and what nobody asks for any more is closed. P is a port.
 func TestAddresses(t *testing.T) {

@@ -46,6 +46,7 @@ func (g *giver) watchSignals() {
 	go g.answer(state, restart, stop)
 }
 
+// answer answers signals in the order in which they have come.
 func (g *giver) answer(state, restart <-chan os.Signal, stop chan struct{}) {
 	for {
 		select {
@@ -57,13 +58,16 @@ func (g *giver) answer(state, restart <-chan os.Signal, stop chan struct{}) {
 			if len(restart) > 0 { // which came first, as select does not tell
 				g.startAgain()
 			}
-			g.mu.Lock() // for good: from here on nothing is offered
-			if g.control == nil {
-				select {} // run drains
+			g.mu.Lock()
+			if g.control != nil {
+				notify("STOPPING=1")
+				g.control.remove()
+				close(stop) // and keep mu: from here on nothing is offered
+				return
 			}
-			notify("STOPPING=1")
-			g.control.remove()
-			close(stop)
+			g.mu.Unlock()
+			log.Print("draining, and ending then; another SIGTERM ends it now")
+			signal.Reset(unix.SIGINT, unix.SIGTERM)
 		}
 	}
 }
