@@ -450,12 +450,11 @@ func TestSilentSuccessors(t *testing.T) {
 // TestLyingPredecessors: whatever the process at the path says, the next one does not serve what is
 // not so. It says what is wrong, in one line.
 func TestLyingPredecessors(t *testing.T) {
-	file, err := os.Open(os.DevNull)
+	null, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { file.Close() }) // not before the subtests have ended
-	null := int(file.Fd())
+	t.Cleanup(func() { unix.Close(null) }) // not before the subtests have ended
 	const offer = `{"type":"offer","version":1,"totals":{"generation":3}}`
 	for name, row := range map[string]struct {
 		lie  func(l *liar)

@@ -84,7 +84,9 @@ func (g *giver) meet(c *socket.Conn) {
 	// It says "serving" when it does, and has told the supervisor whom to watch from now on. A
 	// supervisor that saw this process end before that would think that the service has ended.
 	c.SetDeadline(time.Now().Add(10 * time.Second))
-	receiveMessage(c, 0)
+	if _, _, err := receiveMessage(c, 0); err != nil {
+		log.Printf("%v has not said that it serves: %v", p, err)
+	}
 	g.next = c
 	close(g.taken)
 }

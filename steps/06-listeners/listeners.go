@@ -33,13 +33,13 @@ func adoptListener(fd int) (*net.TCPListener, error) {
 }
 
 // waiting reports whether a client waits in a listener's accept queue: poll(2).
-func waiting(l *net.TCPListener) (yes bool) {
-	borrow(l, func(fd int) error {
-		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		yes = n > 0
-		return nil
+func waiting(l *net.TCPListener) bool {
+	n := 0
+	err := borrow(l, func(fd int) (err error) {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err
 	})
-	return yes
+	return err == nil && n > 0
 }
 
 // arrange sorts listeners. all are those to serve: the inherited ones, which somebody has asked for
