@@ -800,10 +800,9 @@ func TestHaste(t *testing.T) {
 			addr := old.addr()
 			c := dial(t, addr)
 			c.echoed("hello")
-			old.stop() // so that it finds both
 			old.signal(unix.SIGUSR2)
+			old.logged(`started pid \d+`)
 			old.signal(unix.SIGTERM)
-			old.signal(unix.SIGCONT)
 			pid := old.child()
 			visits(t, addr)
 			c.echoed("with the old one")

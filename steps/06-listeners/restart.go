@@ -46,7 +46,7 @@ func (g *giver) watchSignals() {
 	go g.answer(state, restart, stop)
 }
 
-// answer answers signals in the order in which they have come.
+// answer answers one signal after the other.
 func (g *giver) answer(state, restart <-chan os.Signal, stop chan struct{}) {
 	for {
 		select {
@@ -55,7 +55,10 @@ func (g *giver) answer(state, restart <-chan os.Signal, stop chan struct{}) {
 		case <-restart:
 			g.startAgain()
 		case <-stop:
-			if len(restart) > 0 { // which came first, as select does not tell
+			// Was there a SIGUSR2 before it? The kernel may hand the two to two threads, of which the
+			// second can be quicker.
+			time.Sleep(50 * time.Millisecond)
+			if len(restart) > 0 {
 				g.startAgain()
 			}
 			g.mu.Lock()
