@@ -24,13 +24,14 @@
 //	<!-- generated: files 04-steal -->  the step's files, from its doc comment: read, copy or skip
 //	<!-- generated: kills 04-steal -->  who survives what, from var kills in steps/kills_test.go
 //	<!-- generated: kills-that-differ -->  those that end otherwise where descriptors are pulled
+//	<!-- generated: restart-kills -->  who has the listeners, from var restartKills in steps/restart_test.go
 //	<!-- generated: pitfalls -->        the headings of that page; likewise glossary
 //	<!-- generated: copy -->            what to take of which step (copy_test.go)
 //	<!-- end -->
 //
 // So are the code lines in the README's table of steps. An exercise is described in
 // exercises_test.go. Links, and names of tests, functions and commands, must lead somewhere
-// (pages_test.go); the chapters 01 to 05 must print nearly all their code (printed_test.go).
+// (pages_test.go); the chapters 01 to 05 must print nearly all their code, and 06 half of it (printed_test.go).
 package docs
 
 import (

@@ -11,14 +11,14 @@ import (
 )
 
 // A reader of the chapters 01 to 05 need not open the folder: each prints nearly all code that is new
-// in its step, with words between.
-const leastPrinted, leastWords = 0.8, 3.0
+// in its step, with words between. Chapter 06 prints at least half.
+const leastPrinted, leastPrintedOf06, leastWords = 0.8, 0.5, 3.0
 
 func TestChaptersPrintTheirCode(t *testing.T) {
 	known := map[string]bool{} // the files of earlier steps, by what is in them
 	for _, step := range steps(t) {
 		fresh := newCode(t, step, known)
-		if step > "06" || len(fresh) == 0 {
+		if step > "07" || len(fresh) == 0 {
 			continue
 		}
 		text, err := os.ReadFile("docs/" + step + ".md")
@@ -39,8 +39,12 @@ func TestChaptersPrintTheirCode(t *testing.T) {
 		words := len(strings.Fields(fenced.ReplaceAllString(string(text), "")))
 		share, each := float64(printed)/float64(len(fresh)), float64(words)/float64(len(fresh))
 		t.Logf("%s: %.2f of %d new lines are printed, with %.1f words for each", step, share, len(fresh), each)
-		if share < leastPrinted || each < leastWords {
-			t.Errorf("%s: too little, want %v and %v", step, leastPrinted, leastWords)
+		least := leastPrinted
+		if step == "06-listeners" {
+			least = leastPrintedOf06
+		}
+		if share < least || each < leastWords {
+			t.Errorf("%s: too little, want %v and %v", step, least, leastWords)
 		}
 	}
 }
