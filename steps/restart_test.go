@@ -680,6 +680,15 @@ func endChild(t *testing.T, p *process) {
 	}
 }
 
+// install copies a program, and leaves that to another process: what this one has open for writing,
+// its other children inherit for a moment, and nobody can run it then (ETXTBSY in execve(2)).
+func install(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v\n%s", err, out)
+	}
+}
+
 // TestSIGUSR2: the server starts the program at its path again, whatever has happened to that, to the
 // control path, and to the working directory.
 func TestSIGUSR2(t *testing.T) {
@@ -687,16 +696,10 @@ func TestSIGUSR2(t *testing.T) {
 		"as it was": func(*testing.T, string) {},
 		"renamed, and another in its place": func(t *testing.T, dir string) {
 			program := filepath.Join(dir, "program")
-			text, err := os.ReadFile(program)
-			if err == nil {
-				err = os.Rename(program, program+".bak")
-			}
-			if err == nil {
-				err = os.WriteFile(program, text, 0o755)
-			}
-			if err != nil {
+			if err := os.Rename(program, program+".bak"); err != nil {
 				t.Fatal(err)
 			}
+			install(t, program+".bak", program)
 		},
 		"no control path": func(t *testing.T, dir string) {
 			if err := os.Remove(filepath.Join(dir, "control")); err != nil {
@@ -712,14 +715,8 @@ func TestSIGUSR2(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			each(t, restarts, func(t *testing.T, s step) {
 				dir := folder(t)
-				text, err := os.ReadFile(filepath.Join(bin, s.name))
-				if err == nil {
-					err = os.WriteFile(filepath.Join(dir, "program"), text, 0o755)
-				}
-				if err == nil {
-					err = os.Mkdir(filepath.Join(dir, "work"), 0o755)
-				}
-				if err != nil {
+				install(t, filepath.Join(bin, s.name), filepath.Join(dir, "program"))
+				if err := os.Mkdir(filepath.Join(dir, "work"), 0o755); err != nil {
 					t.Fatal(err)
 				}
 				old := start(t, filepath.Join(dir, "program"), intoFile(t), args("-addr", "127.0.0.1:0", "-control", "../control"), func(cmd *exec.Cmd) {
@@ -761,13 +758,7 @@ func TestSIGUSR2InVain(t *testing.T) {
 			each(t, restarts, func(t *testing.T, s step) {
 				dir := folder(t)
 				program, path := filepath.Join(dir, "program"), filepath.Join(dir, "control")
-				text, err := os.ReadFile(filepath.Join(bin, s.name))
-				if err == nil {
-					err = os.WriteFile(program, text, 0o755)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				install(t, filepath.Join(bin, s.name), program)
 				supervisor := notified(t)
 				old := start(t, program, intoFile(t), args("-addr", "127.0.0.1:0", "-control", path), supervisor.env())
 				supervisor.hears("READY=1", fmt.Sprintf("MAINPID=%d", old.pid))
@@ -775,9 +766,10 @@ func TestSIGUSR2InVain(t *testing.T) {
 					t.Fatal(err)
 				}
 				if script != "" {
-					if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+					if err := os.WriteFile(program+".sh", []byte(script), 0o755); err != nil {
 						t.Fatal(err)
 					}
+					install(t, program+".sh", program)
 				}
 				old.signal(unix.SIGUSR2)
 				supervisor.hears("RELOADING=1", "MONOTONIC_USEC=")
