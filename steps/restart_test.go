@@ -972,6 +972,38 @@ func tryIn(container how) (string, error) {
 	return string(out), err
 }
 
+// TestStoppedPredecessor: the process that serves is stopped. The next one says what to do, and takes
+// over when it goes on.
+func TestStoppedPredecessor(t *testing.T) {
+	long(t) // it waits for some seconds before it gives up
+	each(t, restarts, func(t *testing.T, s step) {
+		path := meetingPlace(t)
+		old := s.old(t, path)
+		old.stop()
+		s.start(t, args("-control", path)).fails(`pid \d+ \(uid \d+\) does not answer: is it stopped\? Then send it SIGCONT, or SIGKILL`)
+		old.signal(unix.SIGCONT)
+		s.old(t, path)
+		old.exits(0)
+	})
+}
+
+// TestNoRoomForTheOffer: the next process has no descriptor free for what it is offered. It says so, and
+// nothing has changed.
+func TestNoRoomForTheOffer(t *testing.T) {
+	each(t, restarts, func(t *testing.T, s step) {
+		path := meetingPlace(t)
+		old := s.old(t, path)
+		young := s.start(t, args("-control", path), hook("after-send hello 1 stop"))
+		young.stopped()
+		young.limitFDs(0)
+		young.signal(unix.SIGCONT)
+		young.fails(`offer from pid \d+ .*descriptors lost \(MSG_CTRUNC\): is this process out of descriptors\? \(ulimit -n\)`)
+		visits(t, old.addr())
+		s.old(t, path)
+		old.exits(0)
+	})
+}
+
 // TestPathRemoved: somebody has removed the control path. Who starts the server once more is told
 // what helps.
 func TestPathRemoved(t *testing.T) {

@@ -84,8 +84,10 @@ func takeOver(c *socket.Conn, addrs, path string, inherited []*net.TCPListener) 
 	switch {
 	case errors.Is(err, errGone):
 		return nil, errAgain
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, fmt.Errorf("%v does not answer: is it stopped? Then send it SIGCONT, or SIGKILL", old)
 	case err != nil:
-		return nil, fmt.Errorf("%v: %w: is it stopped? Then send it SIGCONT, or SIGKILL", old, err)
+		return nil, fmt.Errorf("offer from %v: %w", old, err)
 	case m.Type != "offer":
 		return nil, fmt.Errorf("%v %w", old, m.gaveUp())
 	}
