@@ -250,14 +250,14 @@ var (
 // start runs a command as the page shows it, with the steps built already, a control path of
 // its own, and ports of the kernel's choice.
 func (s *stage) start(command string) (*terminal, error) {
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart)( -v|( -control| -timeout| -takeover-timeout| -drain) \S+)*$`).MatchString(command)
+	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
+	command = strings.ReplaceAll(command, pageRun, s.run)
 	if tool, _, _ := strings.Cut(command, " "); tool != "go" {
 		if _, err := exec.LookPath(tool); err != nil {
 			return nil, missingTool{err}
 		}
 	}
-	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart)( -v|( -control| -timeout| -takeover-timeout| -drain) \S+)*$`).MatchString(command)
-	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
-	command = strings.ReplaceAll(command, pageRun, s.run)
 	if goRun.MatchString(command) || plainNC.MatchString(command) {
 		// exec, so that the shell is not there to comment on how the step ended.
 		command = "exec " + goRun.ReplaceAllString(command, filepath.Join(s.bin, "$1"))
@@ -331,10 +331,8 @@ func (t *terminal) unshown() []string {
 }
 
 func (t *terminal) kill() {
-	select {
-	case <-t.ended:
-	default:
-		_ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) // with what it has started
+	if !t.over.Load() { // it runs, or what it has started does
+		_ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) // its whole group, if there is one
 	}
 	<-t.ended
 	t.reading.Wait()
