@@ -137,6 +137,8 @@ func TestSecondSIGTERM(t *testing.T) {
 		first.logged(`draining, and ending then; another SIGTERM ends it now`)
 		c.echoed("still here")
 		first.counted()
+		first.signal(unix.SIGUSR2)
+		first.logged(`not started again: another process has taken over`)
 		first.signal(unix.SIGTERM)
 		first.wait()
 		c.ended()
@@ -463,6 +465,7 @@ func TestLyingPredecessors(t *testing.T) {
 		"refuses":               {func(l *liar) { l.send(`{"type":"refused","reason":"no"}`) }, `gave up on this process: "no"`},
 		"speaks of nothing":     {func(l *liar) { l.send(`{"type":"taken"}`) }, `gave up on this process`},
 		"nonsense":              {func(l *liar) { l.send("nonsense") }, `bad record`},
+		"an unknown version":    {func(l *liar) { l.send(`{"type":"offer","version":2}`, null, null) }, `an offer with 2 descriptors, in version 2 of the protocol`},
 		"nothing comes with it": {func(l *liar) { l.send(offer) }, `an offer with 0 descriptors`},
 		"no control socket":     {func(l *liar) { l.send(offer, null, null) }, `not a control socket|not supported`},
 		"not listening":         {func(l *liar) { l.send(offer, l.fd, null) }, `not a control socket: SO_ACCEPTCONN is 0`},

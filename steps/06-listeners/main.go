@@ -62,13 +62,12 @@ func run(addrs, path string, drain, timeout time.Duration) error {
 		s.running.Go(func() { s.acceptAll(l) })
 	}
 	notify("READY=1", mainPID())
-	s.running.Go(func() { all.follow(s) }) // only now may the process before end
+	go all.follow(s) // only now may the process before end
+	go g.acceptAll(all.control.Conn)
 	for _, l := range all.surplus {
 		log.Printf("no longer listening on %v", l.Addr())
-		s.acceptWaiting(l)
-		l.Close()
+		s.running.Go(func() { s.acceptWaiting(l) })
 	}
-	go g.acceptAll(all.control.Conn)
 	<-g.taken
 	s.drain(drain)
 	g.finish()

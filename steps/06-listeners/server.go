@@ -65,7 +65,7 @@ func (s *server) acceptAll(l *net.TCPListener) {
 	}
 }
 
-// acceptWaiting serves everyone who waits in l's accept queue, and returns when it is empty.
+// acceptWaiting serves everyone who waits in l's accept queue, and closes l when it is empty.
 func (s *server) acceptWaiting(l *net.TCPListener) {
 	for waiting(l) {
 		l.SetDeadline(time.Now().Add(time.Second)) // the process before may have been quicker
@@ -73,6 +73,7 @@ func (s *server) acceptWaiting(l *net.TCPListener) {
 			time.Sleep(50 * time.Millisecond)
 		}
 	}
+	l.Close()
 }
 
 // accept waits for a slot, then for a client, and serves it.

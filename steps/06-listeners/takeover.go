@@ -83,6 +83,7 @@ func takeOver(c *socket.Conn, addrs, path string, inherited []*net.TCPListener) 
 	m, fds, err := receiveMessage(c, scmMaxFD)
 	switch {
 	case errors.Is(err, errGone):
+		c.Close()
 		return nil, errAgain
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, fmt.Errorf("%v does not answer: is it stopped? Then send it SIGCONT, or SIGKILL", old)
@@ -125,8 +126,8 @@ func (a *everything) follow(s *server) {
 // adopt makes of an offer's descriptors what they are, or says which is something else. It need not
 // close them then, as this process ends.
 func adopt(m message, fds []int, path string) (*everything, error) {
-	if len(fds) < 2 {
-		return nil, fmt.Errorf("an offer with %d descriptors", len(fds))
+	if len(fds) < 2 || m.Version < minVersion || m.Version > maxVersion {
+		return nil, fmt.Errorf("an offer with %d descriptors, in version %d of the protocol", len(fds), m.Version)
 	}
 	control, err := socket.New(fds[0], "control")
 	if err != nil {
