@@ -107,71 +107,50 @@ type unpacker struct {
 
 // unpack makes sessions of an offer's descriptors, which it owns, if they are what they should be.
 func (u *unpacker) unpack(fds []int) (batch []*session, err error) {
-	defer func() {
-		if err != nil {
-			for _, s := range batch { // each owns its descriptor
-				s.leave()
-			}
-			closeFDs(fds[len(batch):])
-		}
-	}()
 	if len(fds) == 0 {
 		return nil, errors.New("a batch without a memfd")
 	}
-	err = u.read(fds[0])
+	list, rest, err := u.read(fds[0])
 	unix.Close(fds[0])
 	fds = fds[1:]
-	if err != nil {
-		return nil, fmt.Errorf("memfd: %w", err)
+	if err == nil && len(list) != len(fds) {
+		err = fmt.Errorf("it speaks of %d sockets, and %d came", len(list), len(fds))
 	}
-	head, rest, _ := bytes.Cut(u.text, []byte("\n"))
-	var list []packed
-	if err := json.Unmarshal(head, &list); err != nil {
-		return nil, fmt.Errorf("memfd: %w", err)
-	}
-	if len(list) != len(fds) {
-		return nil, fmt.Errorf("the memfd speaks of %d sockets, and %d came", len(list), len(fds))
-	}
-	for i, p := range list {
-		if err := verifyConnection(fds[i], p.Cookie); err != nil {
-			return batch, err
+	for i := 0; i < len(list) && err == nil; i++ {
+		p := list[i]
+		if err = verifyConnection(fds[i], p.Cookie); err != nil {
+			break
 		}
-		state := p.state
 		if p.In < 0 || p.In > len(rest) || p.Out < 0 || p.Out > len(rest)-p.In {
-			return batch, fmt.Errorf("the memfd ends within connection %d", i)
+			err = fmt.Errorf("it ends within connection %d", i)
+			break
 		}
-		state.In, rest = clone(rest[:p.In]), rest[p.In:]
-		state.Out, rest = clone(rest[:p.Out]), rest[p.Out:]
-		// As cheap as it gets: fcntl(2), to see that it is non-blocking, and epoll_ctl(2). The
-		// socket's options stay as they are; net.FileConn would change TCP_NODELAY and the keep-alive.
-		f := os.NewFile(uintptr(fds[i]), "tcp")
-		raw, err := f.SyscallConn()
-		batch = append(batch, &session{state: state, conn: f, raw: raw, fd: fds[i], cookie: p.Cookie})
-		if err == nil {
-			err = f.SetDeadline(time.Time{}) // whether epoll has it
-		}
-		if err != nil {
-			return batch, fmt.Errorf("adopt: %w", err)
-		}
+		s := &session{state: p.state, fd: fds[i], cookie: p.Cookie}
+		s.In, s.Out = clone(rest[:p.In]), clone(rest[p.In:][:p.Out])
+		batch, rest = append(batch, s), rest[p.In+p.Out:]
+	}
+	if err != nil {
+		closeFDs(fds)
+		return nil, fmt.Errorf("batch: %w", err)
 	}
 	return batch, nil
 }
 
-// read reads a sealed memfd.
-func (u *unpacker) read(fd int) error {
+// read reads a sealed memfd: what it says of the sessions, and the bytes that follow.
+func (u *unpacker) read(fd int) (list []packed, rest []byte, err error) {
 	has, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil {
-		return os.NewSyscallError("fcntl F_GET_SEALS", err)
+		return nil, nil, os.NewSyscallError("fcntl F_GET_SEALS", err)
 	}
 	if has&seals != seals {
-		return fmt.Errorf("its sender could still change it: its seals are %#x, not %#x", has, seals)
+		return nil, nil, fmt.Errorf("its sender could still change it: its seals are %#x, not %#x", has, seals)
 	}
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {
-		return os.NewSyscallError("fstat", err)
+		return nil, nil, os.NewSyscallError("fstat", err)
 	}
 	if stat.Size > maxBytes {
-		return fmt.Errorf("%d bytes, and at most %d are read", stat.Size, maxBytes)
+		return nil, nil, fmt.Errorf("%d bytes, and at most %d are read", stat.Size, maxBytes)
 	}
 	if int(stat.Size) > cap(u.text) {
 		u.text = make([]byte, stat.Size)
@@ -181,7 +160,11 @@ func (u *unpacker) read(fd int) error {
 	if err == nil && n < len(u.text) {
 		err = io.ErrUnexpectedEOF
 	}
-	return os.NewSyscallError("pread", err)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("pread", err)
+	}
+	head, rest, _ := bytes.Cut(u.text, []byte("\n"))
+	return list, rest, json.Unmarshal(head, &list)
 }
 
 // clone copies bytes into a buffer of a session, or into a longer one.

@@ -24,6 +24,7 @@ type server struct {
 	connections, lines atomic.Uint64
 	before             totals         // what earlier processes have counted: set before anybody asks
 	clients            sync.WaitGroup // sessions
+	silent             *silent        // some of these
 
 	// Of whoever calls open and shut, which is main, and then the giver.
 	listeners []*net.TCPListener
@@ -49,7 +50,9 @@ func newServer() *server {
 	var limit unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // cannot fail: getrlimit(2)
 	slots := max(1, int(min(limit.Cur, 1<<20))-spareFDs)
-	return &server{slots: make(chan struct{}, slots), sessions: map[*session]bool{}}
+	s := &server{slots: make(chan struct{}, slots), sessions: map[*session]bool{}, silent: newSilent()}
+	go s.silent.watch(s.serve)
+	return s
 }
 
 // open accepts from these listeners, until shut.
@@ -107,7 +110,7 @@ func (s *server) accept(l *net.TCPListener) error {
 	conn, err := l.AcceptTCP()
 	if err == nil {
 		var c *session
-		if c, err = newSession(conn, state{}); err == nil {
+		if c, err = newSession(conn); err == nil {
 			s.connections.Add(1)
 			s.add(c)
 			return nil
@@ -119,16 +122,16 @@ func (s *server) accept(l *net.TCPListener) error {
 }
 
 // reserve takes n slots, or none.
-func (s *server) reserve(n int) bool {
+func (s *server) reserve(n int) error {
 	for taken := range n {
 		select {
 		case s.slots <- struct{}{}:
 		default:
 			s.free(taken)
-			return false
+			return fmt.Errorf("no room for %d more connections: raise RLIMIT_NOFILE (ulimit -n)", n)
 		}
 	}
-	return true
+	return nil
 }
 
 func (s *server) free(n int) {
@@ -146,12 +149,18 @@ func (s *server) add(some ...*session) {
 	}
 	s.mu.Unlock()
 	for _, c := range some {
-		s.serve(c)
+		if c.conn != nil {
+			s.serve(c)
+		}
 	}
 }
 
 // serve serves a session, and returns at once. It is called again when one goes on that has stood still.
 func (s *server) serve(c *session) {
+	if err := c.open(); err != nil {
+		log.Printf("a connection is lost: %v", err) // the poller's limits: epoll_ctl(2)
+		c.conn.Close()                              // or else serve ends at once
+	}
 	go func() {
 		asked := c.serve(&s.lines)
 		if c.over {

@@ -121,10 +121,19 @@ func (g *giver) give(to *receiver) error {
 		return errGiven
 	}
 	begin := time.Now()
-	if err := g.giveAll(to); err != nil {
-		return fmt.Errorf("%w; connections moved: %d, still here: %d", err, to.moved, g.server.count())
+	err := g.giveAll(to)
+	took := time.Since(begin)
+	// Only now: nobody needs these closed, as the new process calls shutdown(2) when one ends. And if
+	// this process ends now, the kernel closes them more cheaply.
+	go func() {
+		for _, s := range to.moved {
+			s.leave()
+		}
+	}()
+	if err != nil {
+		return fmt.Errorf("%w; connections moved: %d, still here: %d", err, len(to.moved), g.server.count())
 	}
-	log.Printf("taken over by %v: connections moved: %d, in %v", to.peer, to.moved, time.Since(begin).Round(time.Microsecond))
+	log.Printf("taken over by %v: connections moved: %d, in %v", to.peer, len(to.moved), took.Round(time.Microsecond))
 	for _, l := range g.server.listeners {
 		l.Close()
 	}
@@ -150,7 +159,7 @@ func (g *giver) giveAll(to *receiver) (err error) {
 		fds = append(fds, fd)
 	}
 	everything := content{What: "listeners", Version: maxVersion, Clients: g.server.count(), Totals: g.server.now()}
-	if err := to.offer(everything, fds...); err != nil {
+	if err := to.offer(everything, fds, func() {}); err != nil {
 		return err
 	}
 	idle, busy := g.server.list()
@@ -164,7 +173,7 @@ func (g *giver) giveAll(to *receiver) (err error) {
 	idle, busy = g.server.list() // those who have come meanwhile, and those who could not be stopped
 	err = g.giveSessions(to, append(idle, busy...), g.batch)
 	if err == nil {
-		err = to.offer(content{What: "done", Totals: g.server.now()})
+		err = to.offer(content{What: "done", Totals: g.server.now()}, nil, func() {})
 	}
 	if err != nil {
 		g.server.open(g.server.listeners)
@@ -177,14 +186,16 @@ type receiver struct {
 	*socket.Conn
 	peer    peer
 	timeout time.Duration
-	moved   int // connections that it has taken
+	moved   []*session // the connections that it has taken
 }
 
-// offer offers something. After nil the new process has it. If it took that in the last moment, the
-// conversation is over, and the next offer fails.
-func (r *receiver) offer(what content, fds ...int) error {
+// offer offers something, and does something else while the new process looks at it. After nil that has
+// it. If it took it in the last moment, the conversation is over, and the next offer fails.
+func (r *receiver) offer(what content, fds []int, meanwhile func()) error {
 	_, err := offer(r.Conn, r.peer, r.timeout, func() error {
-		return sendMessage(r.Conn, message{Type: "offer", content: what}, fds...)
+		err := sendMessage(r.Conn, message{Type: "offer", content: what}, fds...)
+		meanwhile()
+		return err
 	})
 	return err
 }
@@ -196,7 +207,7 @@ const busyBatch = 16
 // giveSessions gives sessions, in batches of at most so many. Those that do not stop in time stay: one
 // that is busy with something else, say.
 func (g *giver) giveSessions(to *receiver, list []*session, most int) error {
-	st := &standstill{still: make(chan *session, len(list)), next: list}
+	st := &standstill{halt: g.server.halt, still: make(chan *session, len(list)), next: list}
 	defer func() {
 		for _, s := range st.release(list) {
 			g.server.serve(s)
@@ -205,7 +216,6 @@ func (g *giver) giveSessions(to *receiver, list []*session, most int) error {
 	st.ask(most)
 	for st.asked > 0 {
 		batch, patient := st.gather(most, g.timeout)
-		st.ask(most) // these come to a stand while the others move
 		moving := batch[:0]
 		for _, s := range batch {
 			switch {
@@ -216,7 +226,8 @@ func (g *giver) giveSessions(to *receiver, list []*session, most int) error {
 				moving = append(moving, s)
 			}
 		}
-		if err := g.giveBatch(to, moving); err != nil {
+		// The next ones come to a stand while these move.
+		if err := g.giveBatch(to, moving, func() { st.ask(most) }); err != nil {
 			return err
 		}
 		if !patient {
@@ -227,13 +238,14 @@ func (g *giver) giveSessions(to *receiver, list []*session, most int) error {
 }
 
 // giveBatch gives sessions that stand still.
-func (g *giver) giveBatch(to *receiver, batch []*session) error {
+func (g *giver) giveBatch(to *receiver, batch []*session, meanwhile func()) error {
 	if len(batch) == 0 {
+		meanwhile()
 		return nil
 	}
 	what, fds, err := pack(batch)
 	if err == nil {
-		err = to.offer(what, fds...)
+		err = to.offer(what, fds, meanwhile)
 		unix.Close(fds[0]) // the memfd
 	}
 	if err != nil {
@@ -242,17 +254,18 @@ func (g *giver) giveBatch(to *receiver, batch []*session) error {
 		}
 		return err
 	}
-	to.moved += len(batch)
-	for _, s := range batch {
-		s.leave()
-	}
 	g.server.remove(batch...)
+	to.moved = append(to.moved, batch...)
+	for _, s := range batch {
+		s.forget()
+	}
 	return nil
 }
 
 // standstill makes sessions stand still, some at a time. Whoever stands is packed: nobody waits for the
 // slowest of a batch.
 type standstill struct {
+	halt  func(*session, chan<- *session)
 	still chan *session // with room for all
 	asked int           // how many have been asked, and have not come yet
 	next  []*session    // who is to be asked next
@@ -261,7 +274,7 @@ type standstill struct {
 // ask asks the next ones.
 func (st *standstill) ask(n int) {
 	for _, s := range st.next[:min(n, len(st.next))] {
-		s.halt(st.still)
+		st.halt(s, st.still)
 		st.next = st.next[1:]
 		st.asked++
 	}

@@ -55,9 +55,9 @@ type state struct {
 // it stand still, but for those that say otherwise.
 type session struct {
 	state
-	conn   conn
+	conn   conn            // nil as long as the session is silent
 	raw    syscall.RawConn // conn's
-	fd     int             // its number, which is conn's
+	fd     int             // its number; conn's to close, if there is one
 	cookie uint64          // the socket's SO_COOKIE
 
 	over  bool      // serve has returned because the client has nothing more to say
@@ -72,27 +72,54 @@ type session struct {
 }
 
 // newSession makes a session of a connection, which stays the caller's after an error.
-func newSession(c conn, s state) (*session, error) {
-	fd, cookie, err := identify(c)
-	if err != nil {
-		return nil, err
+func newSession(c conn) (s *session, err error) {
+	s = &session{conn: c}
+	if s.fd, s.cookie, err = identify(c); err == nil {
+		s.raw, err = c.SyscallConn()
 	}
-	raw, err := c.SyscallConn()
-	return &session{state: s, conn: c, raw: raw, fd: fd, cookie: cookie}, err
+	return s, err
 }
+
+// open makes a session ready to be served that another process has had.
+func (s *session) open() (err error) {
+	if s.conn == nil {
+		// As cheap as it gets: fcntl(2), to see that it is non-blocking, and epoll_ctl(2). The socket's
+		// options stay as they are; net.FileConn would change TCP_NODELAY and the keep-alive times.
+		f := os.NewFile(uintptr(s.fd), "tcp")
+		s.conn = f
+		if s.raw, err = f.SyscallConn(); err == nil {
+			err = f.SetDeadline(time.Time{}) // whether the poller has it
+		}
+	}
+	return err
+}
+
+// isSilent reports whether there is nothing to be done before the client says something.
+func (s *session) isSilent() bool { return s.bytes() == 0 && !s.Ended }
 
 // bytes is how many of them must travel with the socket.
 func (s *session) bytes() int { return len(s.In) + len(s.Out) }
+
+// forget gives back the buffers of one that has been moved.
+func (s *session) forget() {
+	s.In, s.Out = shrink(s.In, len(s.In)), shrink(s.Out, len(s.Out))
+}
 
 // end closes the connection for everybody. close(2) alone would not end it as long as another process
 // has a descriptor, such as one that was offered it in vain.
 func (s *session) end() {
 	unix.Shutdown(s.fd, unix.SHUT_RDWR) // fails if the client has ended it
-	s.conn.Close()
+	s.leave()
 }
 
 // leave closes only this process's descriptor, as the connection is another one's now.
-func (s *session) leave() { s.conn.Close() }
+func (s *session) leave() {
+	if s.conn == nil {
+		unix.Close(s.fd)
+	} else {
+		s.conn.Close()
+	}
+}
 
 // past is a deadline that is over. The zero Time would be none.
 var past = time.Unix(1, 0)

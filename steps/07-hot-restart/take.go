@@ -85,6 +85,7 @@ type taker struct {
 	server *server
 	old    peer
 	unpacker
+	over    error         // why the conversation has ended
 	moved   int           // connections that it has taken
 	longest time.Duration // how long one of them stood still
 }
@@ -152,29 +153,45 @@ func (t *taker) takeAll() (totals, error) {
 		case m.Type == "withdraw", m.Type == "refused":
 			return totals{}, m.gaveUp()
 		}
-		var batch []*session
 		if err == nil {
-			batch, err = t.open(m, fds)
+			err = t.takeNext(m, fds)
 		}
-		if err != nil {
+		switch {
+		case t.over != nil:
+			return totals{}, t.over
+		case err != nil:
 			log.Printf("refused an offer: %v", err)
 			sendMessage(t.Conn, message{Type: "refused", Reason: err.Error()}) // fails as the next receipt does
-			continue
-		}
-		if err := commit(t.Conn); err != nil {
-			for _, s := range batch {
-				s.leave()
-			}
-			t.server.free(len(batch))
-			return totals{}, err
-		}
-		if m.What == "done" {
+		case m.What == "done":
 			return m.Totals, nil
 		}
-		t.server.add(batch...)
-		t.moved += len(batch)
-		t.longest = max(t.longest, uptime()-m.Stood)
 	}
+}
+
+// takeNext takes what an offer offers, and owns its descriptors. After an error it is refused, unless
+// the conversation is over.
+func (t *taker) takeNext(m message, fds []int) error {
+	switch {
+	case m.Type == "offer" && m.What == "connections":
+		batch, err := t.unpack(fds)
+		if err == nil {
+			err = t.server.adopt(batch, t.commit)
+		}
+		if err == nil {
+			t.moved += len(batch)
+			t.longest = max(t.longest, uptime()-m.Stood)
+		}
+		return err
+	case m.Type == "offer" && m.What == "done" && len(fds) == 0:
+		return t.commit()
+	}
+	closeFDs(fds)
+	return fmt.Errorf("unexpected %s %q with %d descriptors", m.Type, m.What, len(fds))
+}
+
+func (t *taker) commit() error {
+	t.over = commit(t.Conn)
+	return t.over
 }
 
 // receive waits for the next message, for as long as the old process lives. Nothing is lost by that:
@@ -188,26 +205,6 @@ func (t *taker) receive() (message, []int, error) {
 		m, fds, err = receiveMessage(t.Conn, scmMaxFD)
 	}
 	return m, fds, err
-}
-
-// open looks into an offer, which is a batch or the last. It owns the descriptors.
-func (t *taker) open(m message, fds []int) (batch []*session, err error) {
-	switch {
-	case m.Type == "offer" && m.What == "connections":
-		if batch, err = t.unpack(fds); err == nil && !t.server.reserve(len(batch)) {
-			err = fmt.Errorf("no room for %d more connections: raise RLIMIT_NOFILE (ulimit -n)", len(batch))
-		}
-		for _, s := range batch {
-			if err != nil {
-				s.leave()
-			}
-		}
-		return batch, err
-	case m.Type == "offer" && m.What == "done" && len(fds) == 0:
-		return nil, nil
-	}
-	closeFDs(fds)
-	return nil, fmt.Errorf("unexpected %s %q with %d descriptors", m.Type, m.What, len(fds))
 }
 
 // adopt makes of an offer's descriptors what they are, or says which is something else. It need not
