@@ -38,11 +38,12 @@ import (
 
 // step is a column of the table: a program, and what it promises.
 type step struct {
-	name   string
-	tcp    bool // it serves TCP clients
-	meets  bool // two of it meet at a control path
-	steals bool // and a connection moves between them
-	pulls  bool // the new process fetches the descriptor: an offer dies with the old one
+	name     string
+	tcp      bool // it serves TCP clients
+	meets    bool // two of it meet at a control path
+	steals   bool // and a connection moves between them
+	pulls    bool // the new process fetches the descriptor: an offer dies with the old one
+	restarts bool // started again, it takes over the listeners
 }
 
 var steps = []step{
@@ -51,12 +52,14 @@ var steps = []step{
 	{name: "03-scm-rights", meets: true},
 	{name: "04-steal", tcp: true, meets: true, steals: true},
 	{name: "05-pidfd", tcp: true, meets: true, steals: true, pulls: true},
+	{name: "06-listeners", tcp: true, restarts: true},
 }
 
 func servesTCP(s step) bool { return s.tcp }
 func meets(s step) bool     { return s.meets }
 func steals(s step) bool    { return s.steals }
 func pulls(s step) bool     { return s.pulls }
+func restarts(s step) bool  { return s.restarts }
 
 func stealing() []step {
 	return slices.DeleteFunc(slices.Clone(steps), func(s step) bool { return !s.steals })
@@ -153,7 +156,7 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// build builds every step, and those that steal once more with hooks: under the names that
+// build builds every step, and those that steal or restart once more with hooks: under the names that
 // hook_test.go takes over for itself, and with that file beside theirs.
 func build(dir string) error {
 	temp, err := os.MkdirTemp("", "steps-hooked-")
@@ -169,7 +172,7 @@ func build(dir string) error {
 	overlay := map[string]string{}
 	for _, s := range steps {
 		all = append(all, "./"+s.name)
-		if !s.steals {
+		if !s.steals && !s.restarts {
 			continue
 		}
 		hooked = append(hooked, "./"+s.name)
@@ -265,7 +268,25 @@ func (s step) start(t *testing.T, with ...how) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if s.restarts {
+		with = append([]how{intoFile(t)}, with...)
+	}
 	return start(t, path, with...)
+}
+
+// intoFile has a process log into a file, and not through a pipe of ours: the processes that it starts
+// have that open too, and outlive it.
+func intoFile(t *testing.T) how {
+	t.Helper()
+	f, err := os.CreateTemp("", "steal-log-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close(); os.Remove(f.Name()) })
+	return func(cmd *exec.Cmd) {
+		cmd.Stderr.(*text).file = f.Name()
+		cmd.Stdout, cmd.Stderr = f, f
+	}
 }
 
 func start(t *testing.T, path string, with ...how) *process {
@@ -302,10 +323,10 @@ func (s step) old(t *testing.T, path string, with ...how) *process {
 	if s.tcp {
 		usual = append(usual, "-addr", "127.0.0.1:0")
 	}
-	if s.meets {
+	if s.meets || s.restarts {
 		usual = append(usual, "-control", path)
 	}
-	if s.steals {
+	if s.steals || s.restarts {
 		usual = append(usual, "-timeout", "1h")
 	}
 	p := s.start(t, append([]how{args(usual...)}, with...)...)
@@ -496,8 +517,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // text collects what a process writes.
 type text struct {
-	mu  sync.Mutex
-	all bytes.Buffer
+	mu   sync.Mutex
+	all  bytes.Buffer
+	file string // if it goes there
 }
 
 func (l *text) Write(b []byte) (int, error) {
@@ -509,6 +531,10 @@ func (l *text) Write(b []byte) (int, error) {
 func (l *text) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.file != "" {
+		whole, _ := os.ReadFile(l.file) // it is there as long as the test
+		return string(whole)
+	}
 	return l.all.String()
 }
 

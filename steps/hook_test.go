@@ -1,6 +1,6 @@
 //go:build linux && hooked
 
-// This file is not part of the tests' own program. harness_test.go builds each step that steals once
+// This file is not part of the tests' own program. harness_test.go builds each step that has it once
 // more with this file among the step's own, and there it stands between the protocol (protocol.go) and
 // the two functions by which it sends and receives. So a test can have a process killed, or held, at
 // a message, and never at a moment.

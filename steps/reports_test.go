@@ -180,6 +180,10 @@ func TestLinkLocal(t *testing.T) {
 		}
 		c := dial(t, "["+addr+"]:"+port)
 		c.echoed("hello")
+		if s.restarts {
+			s.old(t, path, args("-addr", "["+addr+"]:"+port)).logged(`listening on \[fe80::[0-9a-f:]+(%` + link + `)?\]:` + port)
+			return
+		}
 		old.logged(`client \[fe80::[0-9a-f:]+%` + link + `\]:\d+ `)
 		number := old.logged(`is descriptor (\d+)`)[1]
 		if s.pulls {

@@ -30,7 +30,7 @@ type content struct {
 	Min     int    `json:"min,omitempty"` // hello: the versions that the new process speaks
 	Max     int    `json:"max,omitempty"`
 	Version int    `json:"version,omitempty"` // offer: the one in which they go on
-	Totals  totals `json:"totals,omitzero"`   // offer
+	Totals  totals `json:"totals,omitzero"`   // offer: what is counted; drained: what has been since
 }
 
 // giver gives everything that this process listens on to the next one.
@@ -42,6 +42,8 @@ type giver struct {
 	mu        sync.Mutex     // held for a whole offer, and while what follows changes
 	control   *controlSocket // nil: another process has everything
 	listeners []*net.TCPListener
+	told      totals // what the other process knows
+	next      *socket.Conn
 }
 
 // acceptAll hears everyone who connects to the control socket, each in a goroutine of its own: one
@@ -66,23 +68,35 @@ func (g *giver) acceptAll(control *socket.Conn) {
 
 // meet hears one process, and gives it everything.
 func (g *giver) meet(c *socket.Conn) {
-	defer c.Close()
 	p, err := peerOf(c)
 	if err == nil {
 		err = g.give(c, p)
 	}
-	switch {
-	case err == nil:
-		log.Printf("taken over by %v", p)
-		// It hangs up when it serves, and has told the supervisor whom to watch from now on. A
-		// supervisor that saw this process end before that would think that the service has ended.
-		c.SetDeadline(time.Now().Add(10 * time.Second))
-		receiveMessage(c, 0)
-		close(g.taken)
-	case !errors.Is(err, errGiven): // who hears nothing looks again, and finds the process that has it
-		log.Printf("not taken over: %v", err)
-		sendMessage(c, message{Type: "refused", Reason: err.Error()}) // fails if it is gone
+	if err != nil {
+		if !errors.Is(err, errGiven) { // who hears nothing looks again, and finds the process that has it
+			log.Printf("not taken over: %v", err)
+			sendMessage(c, message{Type: "refused", Reason: err.Error()}) // fails if it is gone
+		}
+		c.Close()
+		return
 	}
+	log.Printf("taken over by %v", p)
+	// It says "serving" when it does, and has told the supervisor whom to watch from now on. A
+	// supervisor that saw this process end before that would think that the service has ended.
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, _, err := receiveMessage(c, 0); err != nil {
+		log.Printf("%v has not said that it serves: %v", p, err)
+	}
+	g.next = c
+	close(g.taken)
+}
+
+// finish tells the next process what has been counted since the offer, and so that this one ends.
+func (g *giver) finish() {
+	now := g.server.now()
+	since := totals{Connections: now.Connections - g.told.Connections, Lines: now.Lines - g.told.Lines}
+	g.next.SetDeadline(time.Now().Add(10 * time.Second))
+	sendMessage(g.next, message{Type: "drained", content: content{Totals: since}}) // fails if it is gone
 }
 
 var errGiven = errors.New("another process has taken over")
@@ -112,7 +126,8 @@ func (g *giver) give(c *socket.Conn, p peer) error {
 		fd, _, _ := identify(l)
 		fds = append(fds, fd)
 	}
-	m := message{Type: "offer", content: content{Version: version, Totals: g.server.now()}}
+	g.told = g.server.now()
+	m := message{Type: "offer", content: content{Version: version, Totals: g.told}}
 	if _, err := offer(c, p, g.timeout, func() error { return sendMessage(c, m, fds...) }); err != nil {
 		return err
 	}

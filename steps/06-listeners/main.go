@@ -55,21 +55,22 @@ func run(addrs, path string, drain, timeout time.Duration) error {
 		return err
 	}
 	s := newServer(all.totals)
+	g := &giver{server: s, control: all.control, listeners: all.listeners, timeout: timeout, taken: make(chan struct{})}
+	g.watchSignals()
 	for _, l := range all.listeners {
 		log.Printf("listening on %v", l.Addr())
 		s.running.Go(func() { s.acceptAll(l) })
 	}
 	notify("READY=1", mainPID())
-	all.hangUp() // only now may the process before end
+	s.running.Go(func() { all.follow(s) }) // only now may the process before end
 	for _, l := range all.surplus {
 		log.Printf("no longer listening on %v", l.Addr())
 		s.acceptWaiting(l)
 		l.Close()
 	}
-	g := &giver{control: all.control, listeners: all.listeners, server: s, timeout: timeout, taken: make(chan struct{})}
 	go g.acceptAll(all.control.Conn)
-	go g.watchSignals()
 	<-g.taken
 	s.drain(drain)
+	g.finish()
 	return nil
 }

@@ -69,7 +69,9 @@ func (s *server) acceptAll(l *net.TCPListener) {
 func (s *server) acceptWaiting(l *net.TCPListener) {
 	for waiting(l) {
 		l.SetDeadline(time.Now().Add(time.Second)) // the process before may have been quicker
-		s.accept(l)
+		if err := s.accept(l); err != nil {
+			time.Sleep(50 * time.Millisecond)
+		}
 	}
 }
 

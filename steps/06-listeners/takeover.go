@@ -22,7 +22,7 @@ type everything struct {
 	listeners []*net.TCPListener
 	surplus   []*net.TCPListener // not asked for any more; clients may wait in their queues
 	totals    totals
-	hangUp    func() // tells the process before that this one serves
+	before    *socket.Conn // to the process before; nil: this is the first
 }
 
 // errAgain is that the process that listened at the control path has just ended, or given everything
@@ -52,6 +52,9 @@ func begin(addrs, path string) (all *everything, err error) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	if errors.Is(err, unix.EAGAIN) {
+		err = fmt.Errorf("%w; if it serves, and its socket has been removed, SIGUSR2 makes it make another", err)
+	}
 	return all, err
 }
 
@@ -65,7 +68,7 @@ func beFirst(addrs, path string, inherited []*net.TCPListener) (*everything, err
 	if err != nil {
 		control.remove()
 	}
-	return &everything{control: control, listeners: listeners, totals: totals{Generation: 1}, hangUp: func() {}}, err
+	return &everything{control: control, listeners: listeners, totals: totals{Generation: 1}}, err
 }
 
 // takeOver asks the process at the other end of c for everything. Only then does it open what that
@@ -81,8 +84,10 @@ func takeOver(c *socket.Conn, addrs, path string, inherited []*net.TCPListener) 
 	switch {
 	case errors.Is(err, errGone):
 		return nil, errAgain
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, fmt.Errorf("%v does not answer: is it stopped? Then send it SIGCONT, or SIGKILL", old)
 	case err != nil:
-		return nil, fmt.Errorf("%v: %w: is it stopped? Then send it SIGCONT, or SIGKILL", old, err)
+		return nil, fmt.Errorf("offer from %v: %w", old, err)
 	case m.Type != "offer":
 		return nil, fmt.Errorf("%v %w", old, m.gaveUp())
 	}
@@ -98,9 +103,23 @@ func takeOver(c *socket.Conn, addrs, path string, inherited []*net.TCPListener) 
 		return nil, fmt.Errorf("%v %w", old, err)
 	}
 	log.Printf("taken over from %v, generation %d", old, m.Totals.Generation)
-	all.hangUp = func() { c.Close() }
+	all.before = c
 	// Whoever calls listen(2) last is the one whom the kernel names to those who connect: unix(7).
 	return all, all.control.Listen(backlog)
+}
+
+// follow tells the process before that this one serves, and that the supervisor knows. That one may
+// end now. When it does, it says what it has counted meanwhile.
+func (a *everything) follow(s *server) {
+	if a.before == nil {
+		return
+	}
+	defer a.before.Close()
+	a.before.SetDeadline(time.Time{})
+	sendMessage(a.before, message{Type: "serving"}) // fails as the receipt does
+	m, _, _ := receiveMessage(a.before, 0)          // nothing, if it was killed
+	s.connections.Add(m.Totals.Connections)
+	s.lines.Add(m.Totals.Lines)
 }
 
 // adopt makes of an offer's descriptors what they are, or says which is something else. It need not
