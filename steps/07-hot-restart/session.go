@@ -60,7 +60,7 @@ type session struct {
 	fd     int             // its number; conn's to close, if there is one
 	cookie uint64          // the socket's SO_COOKIE
 
-	over  bool      // serve has returned because the client has nothing more to say
+	over  bool      // serve has returned because the client has nothing more to say: changes under mu
 	stood time.Time // when serve has returned
 
 	stays atomic.Bool  // the client has said STAY: it is not to be moved
@@ -125,10 +125,14 @@ func (s *session) leave() {
 var past = time.Unix(1, 0)
 
 // halt asks the session to stand still, and to come to the channel then, which must have room. It
-// comes there too if it ends first. Until it has come or was released, it cannot be asked again.
+// comes there too if it has ended, or ends first. Until it has come or was released, it cannot be asked again.
 func (s *session) halt(to chan<- *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.over { // nobody else would say so
+		to <- s
+		return
+	}
 	s.asked = to
 	s.conn.SetDeadline(past) // fails if it is just ending, and so it comes
 }
