@@ -101,7 +101,9 @@ func (s *server) acceptWaiting(l *net.TCPListener) {
 	for waiting(l) {
 		s.slots <- struct{}{}
 		l.SetDeadline(time.Now().Add(time.Second)) // a client may have left the queue
-		s.accept(l)                                // what fails, fails for that client
+		if err := s.accept(l); err != nil {
+			time.Sleep(50 * time.Millisecond)
+		}
 	}
 }
 

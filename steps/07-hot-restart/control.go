@@ -85,7 +85,7 @@ func listenControl(path string) (*controlSocket, error) {
 	}
 	if err != nil {
 		unix.Close(lock) // or -1, which is harmless
-		return nil, fmt.Errorf("lock %s.lock: %w: if another process holds it, stop it or join it with -c; or choose another path with -control", path, err)
+		return nil, fmt.Errorf("lock %s.lock: %w: if another process holds it, stop it or join it, or choose another path with -control", path, err)
 	}
 	listener, file, err := bind(path)
 	if err != nil {
@@ -144,7 +144,7 @@ func dialControl(path string) (*socket.Conn, error) {
 	}
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("control path %s: connect: %w: is the old process running? (the same command without -c)", path, err)
+		return nil, fmt.Errorf("control path %s: connect: %w: is the old process running?", path, err)
 	}
 	return socket.New(fd, "control")
 }

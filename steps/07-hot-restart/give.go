@@ -9,6 +9,8 @@ package main
 //	             copies, no more: this process goes on accepting
 //	connections  offer: a batch, which is the new one's when it is taken. Any number of these
 //	done         offer: to take it is to take everything
+//	serving      from the new process: this one may end
+//	drained      this one ends
 //
 // Until "done" is taken, this process can go on with whatever has not been taken. If it dies before that,
 // nobody else has the listeners but the new one, and they are its own.
@@ -36,7 +38,7 @@ type content struct {
 	What    string        `json:"what,omitempty"`    // offer: listeners, connections or done
 	Version int           `json:"version,omitempty"` // listeners: the one in which they go on
 	Clients int           `json:"clients,omitempty"` // listeners: how many connections there are
-	Totals  totals        `json:"totals,omitzero"`   // offer
+	Totals  totals        `json:"totals,omitzero"`   // listeners, done: what is counted; drained: what has been since
 	Stood   time.Duration `json:"stood,omitempty"`   // connections: since when one of them stands still, by uptime
 }
 
@@ -49,6 +51,8 @@ type giver struct {
 
 	mu      sync.Mutex     // held while everything is being given, and while what follows changes
 	control *controlSocket // nil: another process has everything
+	told    totals         // what that knows
+	next    *socket.Conn   // to it
 }
 
 // acceptAll hears everyone who connects to the control socket, each in a goroutine of its own: one
@@ -73,7 +77,6 @@ func (g *giver) acceptAll(control *socket.Conn) {
 
 // meet hears one process, and gives it everything.
 func (g *giver) meet(c *socket.Conn) {
-	defer c.Close()
 	p, err := peerOf(c)
 	if err == nil {
 		err = g.hear(c, p)
@@ -81,17 +84,30 @@ func (g *giver) meet(c *socket.Conn) {
 	if err == nil {
 		err = g.give(&receiver{Conn: c, peer: p, timeout: g.timeout})
 	}
-	switch {
-	case err == nil:
-		// It hangs up when it serves, and has told the supervisor whom to watch from now on. A
-		// supervisor that saw this process end before that would think that the service has ended.
-		c.SetDeadline(time.Now().Add(10 * time.Second))
-		receiveMessage(c, 0)
-		close(g.taken)
-	case !errors.Is(err, errGiven): // who hears nothing looks again, and finds the process that has it
-		log.Printf("not taken over: %v", err)
-		sendMessage(c, message{Type: "refused", Reason: err.Error()}) // fails if it has left
+	if err != nil {
+		if !errors.Is(err, errGiven) { // who hears nothing looks again, and finds the process that has it
+			log.Printf("not taken over: %v", err)
+			sendMessage(c, message{Type: "refused", Reason: err.Error()}) // fails if it is gone
+		}
+		c.Close()
+		return
 	}
+	// It says "serving" when it does, and has told the supervisor whom to watch from now on. A
+	// supervisor that saw this process end before that would think that the service has ended.
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, _, err := receiveMessage(c, 0); err != nil {
+		log.Printf("%v has not said that it serves: %v", p, err)
+	}
+	g.next = c
+	close(g.taken)
+}
+
+// finish tells the next process what has been counted since "done", and so that this one ends.
+func (g *giver) finish() {
+	now := g.server.now()
+	since := totals{Connections: now.Connections - g.told.Connections, Lines: now.Lines - g.told.Lines}
+	g.next.SetDeadline(time.Now().Add(10 * time.Second))
+	sendMessage(g.next, message{Type: "drained", content: content{Totals: since}}) // fails if it is gone
 }
 
 var errGiven = errors.New("another process has taken over")
@@ -173,7 +189,8 @@ func (g *giver) giveAll(to *receiver) (err error) {
 	idle, busy = g.server.list() // those who have come meanwhile, and those who could not be stopped
 	err = g.giveSessions(to, append(idle, busy...), g.batch)
 	if err == nil {
-		err = to.offer(content{What: "done", Totals: g.server.now()}, nil, func() {})
+		g.told = g.server.now()
+		err = to.offer(content{What: "done", Totals: g.told}, nil, func() {})
 	}
 	if err != nil {
 		g.server.open(g.server.listeners)

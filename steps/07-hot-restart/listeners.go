@@ -33,13 +33,13 @@ func adoptListener(fd int) (*net.TCPListener, error) {
 }
 
 // waiting reports whether a client waits in a listener's accept queue: poll(2).
-func waiting(l *net.TCPListener) (yes bool) {
-	borrow(l, func(fd int) error {
-		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		yes = n > 0
-		return nil
+func waiting(l *net.TCPListener) bool {
+	n := 0
+	err := borrow(l, func(fd int) (err error) {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err
 	})
-	return yes
+	return err == nil && n > 0
 }
 
 // arrange sorts listeners. all are those to serve: the inherited ones, which somebody has asked for
@@ -60,7 +60,8 @@ func arrange(addrs string, inherited, offered []*net.TCPListener) (all, surplus 
 		}
 		is := func(l *net.TCPListener) bool {
 			have := l.Addr().(*net.TCPAddr)
-			return have.IP.Equal(tcp.IP) && have.Zone == tcp.Zone && (have.Port == tcp.Port || tcp.Port == 0)
+			return have.IP.Equal(tcp.IP) && (have.Port == tcp.Port || tcp.Port == 0) &&
+				(have.Zone == tcp.Zone || have.Zone == "") // a Multipath TCP listener does not tell it
 		}
 		if tcp.Port != 0 && slices.ContainsFunc(all, is) {
 			continue

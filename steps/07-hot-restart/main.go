@@ -73,21 +73,22 @@ func run(addrs, path string, drain, timeout time.Duration, batch int) error {
 		return err
 	}
 	s.before = all.totals
+	g := &giver{server: s, control: all.control, timeout: timeout, batch: batch, taken: make(chan struct{})}
+	g.watchSignals()
 	s.open(all.listeners)
 	for _, l := range all.listeners {
 		log.Printf("listening on %v", l.Addr())
 	}
 	notify("READY=1", mainPID())
-	all.hangUp() // only now may the process before end
+	s.clients.Go(func() { all.follow(s) }) // only now may the process before end
 	for _, l := range all.surplus {
 		log.Printf("no longer listening on %v", l.Addr())
 		s.acceptWaiting(l)
 		l.Close()
 	}
-	g := &giver{control: all.control, server: s, timeout: timeout, batch: batch, taken: make(chan struct{})}
 	go g.acceptAll(all.control.Conn)
-	go g.watchSignals()
 	<-g.taken
 	s.drain(drain)
+	g.finish()
 	return nil
 }

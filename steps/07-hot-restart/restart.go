@@ -43,6 +43,11 @@ func (g *giver) watchSignals() {
 		stop <- struct{}{}
 		<-stop
 	})
+	go g.answer(state, restart, stop)
+}
+
+// answer answers one signal after the other.
+func (g *giver) answer(state, restart <-chan os.Signal, stop chan struct{}) {
 	for {
 		select {
 		case <-state:
@@ -50,16 +55,22 @@ func (g *giver) watchSignals() {
 		case <-restart:
 			g.startAgain()
 		case <-stop:
-			if len(restart) > 0 { // which came first, as select does not tell
+			// Was there a SIGUSR2 before it? The kernel may hand the two to two threads, of which the
+			// second can be quicker.
+			time.Sleep(50 * time.Millisecond)
+			if len(restart) > 0 {
 				g.startAgain()
 			}
-			g.mu.Lock() // for good: from here on nothing is offered
-			if g.control == nil {
-				select {} // run drains
+			g.mu.Lock()
+			if g.control != nil {
+				notify("STOPPING=1")
+				g.control.remove()
+				close(stop) // and keep mu: from here on nothing is offered
+				return
 			}
-			notify("STOPPING=1")
-			g.control.remove()
-			close(stop)
+			g.mu.Unlock()
+			log.Print("draining, and ending then; another SIGTERM ends it now")
+			signal.Reset(unix.SIGINT, unix.SIGTERM)
 		}
 	}
 }

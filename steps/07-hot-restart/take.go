@@ -22,7 +22,7 @@ type everything struct {
 	listeners []*net.TCPListener
 	surplus   []*net.TCPListener // not asked for any more; clients may wait in their queues
 	totals    totals
-	hangUp    func() // tells the process before that this one serves
+	before    *socket.Conn // to the process before; nil: there is none
 }
 
 // forget closes copies of what stays another process's.
@@ -63,6 +63,9 @@ func begin(s *server, addrs, path string) (all *everything, err error) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	if errors.Is(err, unix.EAGAIN) {
+		err = fmt.Errorf("%w; if it serves, and its socket has been removed, SIGUSR2 makes it make another", err)
+	}
 	return all, err
 }
 
@@ -76,7 +79,7 @@ func beFirst(addrs, path string, inherited []*net.TCPListener) (*everything, err
 	if err != nil {
 		control.remove()
 	}
-	return &everything{control: control, listeners: listeners, totals: totals{Generation: 1}, hangUp: func() {}}, err
+	return &everything{control: control, listeners: listeners, totals: totals{Generation: 1}}, err
 }
 
 // taker is this process's end of the conversation with the old one.
@@ -102,8 +105,10 @@ func (t *taker) takeOver(addrs, path string, inherited []*net.TCPListener) (all 
 	switch {
 	case errors.Is(err, errGone):
 		return nil, errAgain
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, fmt.Errorf("%v does not answer: is it stopped? Then send it SIGCONT, or SIGKILL", t.old)
 	case err != nil:
-		return nil, fmt.Errorf("%v: %w: is it stopped? Then send it SIGCONT, or SIGKILL", t.old, err)
+		return nil, fmt.Errorf("offer from %v: %w", t.old, err)
 	case m.Type != "offer" || m.What != "listeners":
 		return nil, fmt.Errorf("%v %w", t.old, m.gaveUp())
 	}
@@ -137,9 +142,23 @@ func (t *taker) takeOver(addrs, path string, inherited []*net.TCPListener) (all 
 		return nil, fmt.Errorf("%v %w", t.old, err)
 	}
 	all.totals.Generation++
-	all.hangUp = func() { t.Close() }
+	all.before = t.Conn
 	// Whoever calls listen(2) last is the one whom the kernel names to those who connect: unix(7).
 	return all, all.control.Listen(backlog)
+}
+
+// follow tells the process before that this one serves, and that the supervisor knows. That one may
+// end now. When it does, it says what it has counted meanwhile.
+func (all *everything) follow(s *server) {
+	if all.before == nil {
+		return
+	}
+	defer all.before.Close()
+	all.before.SetDeadline(time.Time{})
+	sendMessage(all.before, message{Type: "serving"}) // fails as the receipt does
+	m, _, _ := receiveMessage(all.before, 0)          // nothing, if it was killed
+	s.connections.Add(m.Totals.Connections)
+	s.lines.Add(m.Totals.Lines)
 }
 
 // takeAll takes one offer after the other, until the old process is done. The error is errGone if that
