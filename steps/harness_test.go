@@ -62,6 +62,7 @@ func meets(s step) bool     { return s.meets }
 func steals(s step) bool    { return s.steals }
 func pulls(s step) bool     { return s.pulls }
 func restarts(s step) bool  { return s.restarts }
+func drains(s step) bool    { return s.restarts && !s.moves }
 
 func stealing() []step {
 	return slices.DeleteFunc(slices.Clone(steps), func(s step) bool { return !s.steals })

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand"
 	"net"
 	"os/exec"
@@ -480,7 +481,7 @@ func TestHotLiars(t *testing.T) {
 		"an offer":          func(l *liar) { l.send(`{"type":"offer","what":"done"}`) },
 		"hello again":       func(l *liar) { l.send(hello) },
 		"refused":           func(l *liar) { l.send(`{"type":"refused","reason":"no"}`) },
-		"refused and taken": func(l *liar) { l.send(`{"type":"refused","reason":"no"}`); taken(l) },
+		"refused and taken": func(l *liar) { l.send(`{"type":"refused","reason":"no"}`); l.mutter(`{"type":"taken"}`) },
 		"two empty records": func(l *liar) { l.send(""); l.send("") },
 		"the end":           func(l *liar) { l.hangUp() },
 		"half the end":      func(l *liar) { unix.Shutdown(l.fd, unix.SHUT_WR) },
@@ -527,6 +528,11 @@ func TestHotLiars(t *testing.T) {
 			})
 		}
 	}
+}
+
+// mutter sends a record to a process that need not listen any more.
+func (l *liar) mutter(record string) {
+	_ = unix.Sendmsg(l.fd, []byte(record), nil, nil, unix.MSG_NOSIGNAL)
 }
 
 // TestHotSilence: the real clock, and a process that says nothing more, wherever. It delays nobody but
@@ -579,4 +585,109 @@ func TestHotContainer(t *testing.T) {
 	c.echoed("hello")
 	next(t, path, addr).fails(`with pid 1 the kernel would end all of its container`)
 	c.echoed("still here")
+}
+
+// TestHotLyingOld: a new process believes no offer that is not what it says, refuses it in words, keeps
+// nothing of it, and takes the next one. In the end it is told that it gets no more: it has one
+// connection, and serves that to its end.
+func TestHotLyingOld(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	control := newLiar(t)
+	if err := unix.Bind(control.fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(control.fd, 1); err != nil {
+		t.Fatal(err)
+	}
+	young := next(t, path, "127.0.0.1:0")
+	fd := -1
+	if err := uninterrupted(func() (err error) {
+		fd, _, err = unix.Accept4(control.fd, unix.SOCK_CLOEXEC)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	l := newLiarOn(t, fd)
+	if m, _ := l.receive(); m.Type != "hello" {
+		t.Fatalf("got %+v", m)
+	}
+	lock, err := unix.Open(path+".lock", unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		err = unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(lock) })
+	l.send(`{"type":"offer","what":"listeners","version":2,"clients":1}`, control.fd, lock)
+	if m, _ := l.receive(); m.Type != "taken" {
+		t.Fatalf("got %+v", m)
+	}
+	x := serve(t)
+	memfd := func(text string, seals int) int {
+		fd, err := unix.MemfdCreate("liar", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		if err == nil {
+			_, err = unix.Write(fd, []byte(text))
+		}
+		if err == nil && seals != 0 {
+			_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		return fd
+	}
+	const all = unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
+	const batch = `{"type":"offer","what":"connections"}`
+	truth := fmt.Sprintf(`[{"c":%d,"in":5,"out":3}]`+"\nhalf in ", x.cookie)
+	keepsFDs := young.keepsFDs()
+	for _, lie := range []struct {
+		what, record string
+		fds          []int
+		reason       string
+	}{
+		{"garbage", "garbage", []int{x.fd}, "invalid character"},
+		{"an unknown word", `{"type":"gift"}`, []int{x.fd}, `unexpected gift`},
+		{"an unknown offer", `{"type":"offer","what":"all"}`, []int{x.fd}, `unexpected offer "all"`},
+		{"the listeners again", `{"type":"offer","what":"listeners"}`, []int{control.fd, lock}, `unexpected offer "listeners"`},
+		{"done, and a descriptor", `{"type":"offer","what":"done"}`, []int{x.fd}, `unexpected offer "done"`},
+		{"no memfd", batch, nil, "without a memfd"},
+		{"a socket for a memfd", batch, []int{x.fd, x.fd}, "F_GET_SEALS"},
+		{"not sealed", batch, []int{memfd(truth, 0), x.fd}, "could still change it"},
+		{"sealed in part", batch, []int{memfd(truth, unix.F_SEAL_WRITE), x.fd}, "could still change it"},
+		{"no socket", batch, []int{memfd(truth, all)}, "speaks of 1 sockets, and 0 came"},
+		{"too many", batch, []int{memfd(truth, all), x.fd, x.fd}, "speaks of 1 sockets, and 2 came"},
+		{"253", batch, append([]int{memfd(truth, all)}, slices.Repeat([]int{x.fd}, 252)...), "speaks of 1 sockets, and 252 came"},
+		{"another cookie", batch, []int{memfd(`[{"c":1}]`, all), x.fd}, "another socket"},
+		{"a unix socket", batch, []int{memfd(truth, all), l.fd}, "not a TCP socket"},
+		{"bytes that are not there", batch, []int{memfd(fmt.Sprintf(`[{"c":%d,"in":99}]`, x.cookie), all), x.fd}, "ends within"},
+	} {
+		l.send(lie.record, lie.fds...)
+		if m, _ := l.receive(); m.Type != "refused" || !strings.Contains(m.Reason, lie.reason) {
+			t.Errorf("%s: got %+v, want refused: %s", lie.what, m, lie.reason)
+		}
+		keepsFDs()
+	}
+	setOptions(t, x.fd)
+	before := options(t, x.fd)
+	l.send(batch, memfd(truth, all), x.fd)
+	if m, _ := l.receive(); m.Type != "taken" {
+		t.Fatalf("got %+v, want taken", m)
+	}
+	x.client.send("a line\n")
+	x.expect("in half a line") // what the old one had not written, and what it had read
+	if after := options(t, x.fd); !maps.Equal(before, after) {
+		t.Errorf("options before: %v\nafter: %v", before, after)
+	}
+	x.close()
+	l.send(`{"type":"withdraw","reason":"enough"}`)
+	young.logged(`gave up on this process: "enough"; serving connections to their end: 1`)
+	eventually(t, "it has let go of the control socket", func() bool {
+		return !strings.Contains(strings.Join(slices.Collect(maps.Values(young.fds())), " "), path+".lock")
+	})
+	x.echoed("still here")
+	x.finish("")
+	young.exits(1)
 }

@@ -168,6 +168,7 @@ func (s *server) serve(c *session) {
 		if c.over {
 			s.remove(c)
 			c.end()
+			s.free(1)
 		}
 		if asked != nil {
 			asked <- c
@@ -175,7 +176,8 @@ func (s *server) serve(c *session) {
 	}()
 }
 
-// remove forgets sessions that are not served here any more.
+// remove forgets sessions that are not served here any more. Their slots are free when their descriptors
+// are: who moves makes no room here, since the next process may have no more than this one.
 func (s *server) remove(some ...*session) {
 	s.mu.Lock()
 	for _, c := range some {
@@ -183,7 +185,6 @@ func (s *server) remove(some ...*session) {
 	}
 	s.mu.Unlock()
 	s.clients.Add(-len(some))
-	s.free(len(some))
 }
 
 // list returns the sessions that may be moved: those whose clients are silent, and those with whom

@@ -142,9 +142,8 @@ func (g *giver) give(to *receiver) error {
 	// Only now: nobody needs these closed, as the new process calls shutdown(2) when one ends. And if
 	// this process ends now, the kernel closes them more cheaply.
 	go func() {
-		for _, s := range to.moved {
-			s.leave()
-		}
+		closeAll(to.moved)
+		g.server.free(len(to.moved))
 	}()
 	if err != nil {
 		return fmt.Errorf("%w; connections moved: %d, still here: %d", err, len(to.moved), g.server.count())
