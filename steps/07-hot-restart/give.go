@@ -242,8 +242,13 @@ func (g *giver) giveSessions(to *receiver, list []*session, most int) error {
 				moving = append(moving, s)
 			}
 		}
-		// The next ones come to a stand while these move.
-		if err := g.giveBatch(to, moving, func() { st.ask(most) }); err != nil {
+		// The next ones come to a stand while these move: as many as there is room for in a batch, beside
+		// those who stand or are late; or others, if all are late.
+		n := most - st.asked
+		if len(batch) == 0 {
+			n = most
+		}
+		if err := g.giveBatch(to, moving, func() { st.ask(n) }); err != nil {
 			return err
 		}
 		if !patient {
@@ -289,7 +294,7 @@ type standstill struct {
 
 // ask asks the next ones.
 func (st *standstill) ask(n int) {
-	for _, s := range st.next[:min(n, len(st.next))] {
+	for _, s := range st.next[:min(max(n, 0), len(st.next))] {
 		st.halt(s, st.still)
 		st.next = st.next[1:]
 		st.asked++

@@ -132,8 +132,8 @@ func (t *taker) takeOver(addrs, path string, inherited []*net.TCPListener) (all 
 	switch {
 	case err == nil:
 		all.totals = done
-		log.Printf("taken over from %v: connections moved: %d, in %v; none stood still for longer than %v", t.old,
-			t.moved, time.Since(begin).Round(time.Microsecond), t.longest.Round(time.Microsecond))
+		log.Printf("taken over from %v, generation %d: connections moved: %d, in %v; none stood still for longer than %v", t.old,
+			done.Generation, t.moved, time.Since(begin).Round(time.Microsecond), t.longest.Round(time.Microsecond))
 	case errors.Is(err, errGone):
 		log.Printf("%v has ended before it had given everything; connections that had come: %d", t.old, t.moved)
 	default:
