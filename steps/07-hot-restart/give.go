@@ -178,15 +178,16 @@ func (g *giver) giveAll(to *receiver) (err error) {
 		return err
 	}
 	idle, busy := g.server.list()
-	if err := g.giveSessions(to, idle, g.batch); err != nil {
+	if err := g.giveSessions(to, idle, g.batch, g.timeout); err != nil {
 		return err
 	}
-	if err := g.giveSessions(to, busy, min(g.batch, busyBatch)); err != nil {
+	if err := g.giveSessions(to, busy, min(g.batch, busyBatch), g.timeout); err != nil {
 		return err
 	}
 	g.server.shut()
-	idle, busy = g.server.list() // those who have come meanwhile, and those who could not be stopped
-	err = g.giveSessions(to, append(idle, busy...), g.batch)
+	// Those who have come meanwhile, and those who were late: once more, but who connects now waits for it.
+	idle, busy = g.server.list()
+	err = g.giveSessions(to, append(idle, busy...), g.batch, min(g.timeout, 250*time.Millisecond))
 	if err == nil {
 		g.told = g.server.now()
 		err = to.offer(content{What: "done", Totals: g.told}, nil, func() {})
@@ -222,7 +223,7 @@ const busyBatch = 16
 
 // giveSessions gives sessions, in batches of at most so many. Those that do not stop in time stay: one
 // that is busy with something else, say.
-func (g *giver) giveSessions(to *receiver, list []*session, most int) error {
+func (g *giver) giveSessions(to *receiver, list []*session, most int, patience time.Duration) error {
 	st := &standstill{halt: g.server.halt, still: make(chan *session, len(list)), next: list}
 	defer func() {
 		for _, s := range st.release(list) {
@@ -231,7 +232,7 @@ func (g *giver) giveSessions(to *receiver, list []*session, most int) error {
 	}()
 	st.ask(most)
 	for st.asked > 0 {
-		batch, patient := st.gather(most, g.timeout)
+		batch, patient := st.gather(most, patience)
 		moving := batch[:0]
 		for _, s := range batch {
 			switch {

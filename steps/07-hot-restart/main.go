@@ -13,6 +13,7 @@
 //	main.go        read: the life of one process
 //	session.go     read, copy: a connection that can be stopped at any moment
 //	clients.go     read: what a process does for its clients: accepting, serving, counting
+//	silent.go      read: those who say nothing, of whom there are most
 //	give.go        read: the old process's side, and who stands still when
 //	take.go        read: the new process's side
 //	batch.go       read, copy: many connections in one offer
