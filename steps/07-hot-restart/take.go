@@ -216,11 +216,12 @@ func (t *taker) commit() error {
 // receive waits for the next message, for as long as the old process lives. Nothing is lost by that:
 // what has come is served, and the rest is not this process's.
 func (t *taker) receive() (message, []int, error) {
-	t.SetDeadline(time.Now().Add(10 * time.Second))
+	t.SetDeadline(time.Time{}) // none for the answer, which is small
+	t.SetReadDeadline(time.Now().Add(10 * time.Second))
 	m, fds, err := receiveMessage(t.Conn, scmMaxFD)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		log.Printf("%v is silent: is it stopped? Then send it SIGCONT, or SIGKILL", t.old)
-		t.SetDeadline(time.Time{})
+		t.SetReadDeadline(time.Time{})
 		m, fds, err = receiveMessage(t.Conn, scmMaxFD)
 	}
 	return m, fds, err
