@@ -41,7 +41,7 @@ func TestSharedFilesAreIdentical(t *testing.T) {
 	for _, s := range steps {
 		for _, file := range sources(t, s) {
 			switch name := filepath.Base(file); {
-			case name == "main.go":
+			case name == "main.go", s.moves && name == "session.go": // a session of another kind
 			case first[name] == "":
 				first[name] = file
 			default:
@@ -87,7 +87,7 @@ func TestFolders(t *testing.T) {
 				}
 			}
 		}
-		if code > 13 || tests > 3 {
+		if code > 13 && !s.moves || code > 16 || tests > 3 {
 			t.Errorf("%s: %d files and %d of tests, want at most 13 and 3", s.name, code, tests)
 		}
 	}

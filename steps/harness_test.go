@@ -44,6 +44,7 @@ type step struct {
 	steals   bool // and a connection moves between them
 	pulls    bool // the new process fetches the descriptor: an offer dies with the old one
 	restarts bool // started again, it takes over the listeners
+	moves    bool // and the connections
 }
 
 var steps = []step{
@@ -53,6 +54,7 @@ var steps = []step{
 	{name: "04-steal", tcp: true, meets: true, steals: true},
 	{name: "05-pidfd", tcp: true, meets: true, steals: true, pulls: true},
 	{name: "06-listeners", tcp: true, restarts: true},
+	{name: "07-hot-restart", tcp: true, restarts: true, moves: true},
 }
 
 func servesTCP(s step) bool { return s.tcp }
@@ -60,6 +62,7 @@ func meets(s step) bool     { return s.meets }
 func steals(s step) bool    { return s.steals }
 func pulls(s step) bool     { return s.pulls }
 func restarts(s step) bool  { return s.restarts }
+func drains(s step) bool    { return s.restarts && !s.moves }
 
 func stealing() []step {
 	return slices.DeleteFunc(slices.Clone(steps), func(s step) bool { return !s.steals })

@@ -64,7 +64,7 @@ func listening(t *testing.T, addr string) (inodes []string) {
 // TestRestart: the new process has the very listener, and whoever waits there. The old one accepts no
 // more, and serves its clients to their end. What has been counted travels.
 func TestRestart(t *testing.T) {
-	each(t, restarts, func(t *testing.T, s step) {
+	each(t, drains, func(t *testing.T, s step) {
 		path := meetingPlace(t)
 		first := s.old(t, path)
 		addr := first.addr()
@@ -112,7 +112,7 @@ func TestRestart(t *testing.T) {
 
 // TestDrainEnds: a client that stays is cut when the time is over.
 func TestDrainEnds(t *testing.T) {
-	each(t, restarts, func(t *testing.T, s step) {
+	each(t, drains, func(t *testing.T, s step) {
 		path := meetingPlace(t)
 		first := s.old(t, path, args("-drain", "1ms"))
 		c := dial(t, first.addr())
@@ -126,7 +126,7 @@ func TestDrainEnds(t *testing.T) {
 
 // TestSecondSIGTERM: one while it drains does not cut anybody; a second one ends it.
 func TestSecondSIGTERM(t *testing.T) {
-	each(t, restarts, func(t *testing.T, s step) {
+	each(t, drains, func(t *testing.T, s step) {
 		path := meetingPlace(t)
 		first := s.old(t, path)
 		c := dial(t, first.addr())
@@ -220,7 +220,11 @@ func TestAddressLeft(t *testing.T) {
 		path := meetingPlace(t)
 		first := s.old(t, path)
 		addr := first.addr()
-		second := s.start(t, args("-control", path, "-addr", "127.0.0.2:0"), hook("after-send taken 1 stop"))
+		last := "after-send taken 1 stop"
+		if s.moves { // first copies, then all
+			last = "after-send taken 2 stop"
+		}
+		second := s.start(t, args("-control", path, "-addr", "127.0.0.2:0"), hook(last))
 		second.stopped()
 		inode := listening(t, addr)[0]
 		eventually(t, "the first has closed the listener", func() bool { return !first.has(inode) })
@@ -306,7 +310,7 @@ var restartKills = []struct{ situation, victim, at, has string }{
 func TestRestartKills(t *testing.T) {
 	for _, k := range restartKills {
 		t.Run(fmt.Sprintf("%s/%s dies %s", k.situation, k.victim, k.at), func(t *testing.T) {
-			each(t, restarts, func(t *testing.T, s step) {
+			each(t, drains, func(t *testing.T, s step) {
 				path := meetingPlace(t)
 				hooks := map[string][]string{k.victim: {k.at + " 1 kill"}}
 				if k.situation == "hesitates" {
@@ -371,7 +375,7 @@ func TestRestartKills(t *testing.T) {
 
 // TestHesitantIsLeft: a process that has the offer, and wakes when it is withdrawn, ends.
 func TestHesitantIsLeft(t *testing.T) {
-	each(t, restarts, func(t *testing.T, s step) {
+	each(t, drains, func(t *testing.T, s step) {
 		path := meetingPlace(t)
 		old := s.old(t, path, hook("after-send offer 1 expire"))
 		young := s.start(t, args("-control", path), hook("before-send taken 1 stop"))
@@ -405,7 +409,7 @@ func TestLyingSuccessors(t *testing.T) {
 		"says hello again": {func(l *liar) { l.send(hello); l.offered(); l.send(hello) }, `broke the protocol: it answered "hello"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			each(t, restarts, func(t *testing.T, s step) {
+			each(t, drains, func(t *testing.T, s step) {
 				path := meetingPlace(t)
 				old := s.old(t, path)
 				c := dial(t, old.addr())
@@ -473,7 +477,7 @@ func TestLyingPredecessors(t *testing.T) {
 		"not for TCP":           {func(l *liar) { l.send(offer, unixListener(t), null, unixListener(t)) }, `not a listener: .*not one for TCP`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			each(t, restarts, func(t *testing.T, s step) {
+			each(t, drains, func(t *testing.T, s step) {
 				path := meetingPlace(t)
 				listener := newLiar(t)
 				if err := errors.Join(unix.Bind(listener.fd, &unix.SockaddrUnix{Name: path}), unix.Listen(listener.fd, 1)); err != nil {
@@ -643,6 +647,11 @@ func TestFullServerIsReplaced(t *testing.T) {
 					s.old(t, path)
 				} else {
 					old.signal(unix.SIGUSR2)
+				}
+				if s.moves { // the next process is as full
+					eventually(t, "another serves", func() bool { return strings.Contains(old.err.String(), "taken over by") })
+					all[0].finish("")
+					all = all[1:]
 				}
 				waits.expect("is there room?")
 				for _, c := range all {

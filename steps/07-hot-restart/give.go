@@ -1,0 +1,343 @@
+//go:build linux
+
+package main
+
+// Giving everything away: the old process's side, by the rules of protocol.go. The conversation is
+//
+//	hello        from the new process: the versions that it speaks
+//	listeners    offer: copies of the control socket, its lock and the listeners. To take them is to have
+//	             copies, no more: this process goes on accepting
+//	connections  offer: a batch, which is the new one's when it is taken. Any number of these
+//	done         offer: to take it is to take everything
+//	serving      from the new process: this one may end
+//	drained      this one ends
+//
+// Until "done" is taken, this process can go on with whatever has not been taken. If it dies before that,
+// nobody else has the listeners but the new one, and they are its own.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/socket"
+	"golang.org/x/sys/unix"
+)
+
+// The versions of the protocol that this program speaks. Version 1 is step 06's.
+const minVersion, maxVersion = 2, 2
+
+// content is what a message says besides its type.
+type content struct {
+	Min     int           `json:"min,omitempty"` // hello: the versions that the new process speaks
+	Max     int           `json:"max,omitempty"`
+	What    string        `json:"what,omitempty"`    // offer: listeners, connections or done
+	Version int           `json:"version,omitempty"` // listeners: the one in which they go on
+	Clients int           `json:"clients,omitempty"` // listeners: how many connections there are
+	Totals  totals        `json:"totals,omitzero"`   // listeners, done: what is counted; drained: what has been since
+	Stood   time.Duration `json:"stood,omitempty"`   // connections: since when one of them stands still, by uptime
+}
+
+// giver gives everything that this process has to the next one.
+type giver struct {
+	server  *server
+	timeout time.Duration // how long another process may take for each of its messages
+	batch   int           // how many connections at most are offered at once
+	taken   chan struct{} // closed when one has everything, and serves
+
+	mu      sync.Mutex     // held while everything is being given, and while what follows changes
+	control *controlSocket // nil: another process has everything
+	told    totals         // what that knows
+	next    *socket.Conn   // to it
+}
+
+// acceptAll hears everyone who connects to the control socket, each in a goroutine of its own: one
+// that is silent keeps nobody out.
+func (g *giver) acceptAll(control *socket.Conn) {
+	for {
+		c, _, err := control.Accept(context.Background(), 0)
+		if err == nil {
+			go g.meet(c)
+			continue
+		}
+		g.mu.Lock()
+		closed := g.control == nil || g.control.Conn != control
+		g.mu.Unlock()
+		if closed {
+			return
+		}
+		log.Print(err) // a shortage, which will pass: accept(2)
+		time.Sleep(time.Second)
+	}
+}
+
+// meet hears one process, and gives it everything.
+func (g *giver) meet(c *socket.Conn) {
+	p, err := peerOf(c)
+	if err == nil {
+		err = g.hear(c, p)
+	}
+	if err == nil {
+		err = g.give(&receiver{Conn: c, peer: p, timeout: g.timeout})
+	}
+	if err != nil {
+		if !errors.Is(err, errGiven) { // who hears nothing looks again, and finds the process that has it
+			log.Printf("not taken over: %v", err)
+			sendMessage(c, message{Type: "refused", Reason: err.Error()}) // fails if it is gone
+		}
+		c.Close()
+		return
+	}
+	// It says "serving" when it does, and has told the supervisor whom to watch from now on. A
+	// supervisor that saw this process end before that would think that the service has ended.
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, _, err := receiveMessage(c, 0); err != nil {
+		log.Printf("%v has not said that it serves: %v", p, err)
+	}
+	g.next = c
+	close(g.taken)
+}
+
+// finish tells the next process what has been counted since "done", and so that this one ends.
+func (g *giver) finish() {
+	now := g.server.now()
+	since := totals{Connections: now.Connections - g.told.Connections, Lines: now.Lines - g.told.Lines}
+	g.next.SetDeadline(time.Now().Add(10 * time.Second))
+	sendMessage(g.next, message{Type: "drained", content: content{Totals: since}}) // fails if it is gone
+}
+
+var errGiven = errors.New("another process has taken over")
+
+// hear hears what a process wants, and whether it can have it.
+func (g *giver) hear(c *socket.Conn, p peer) error {
+	c.SetDeadline(time.Now().Add(g.timeout))
+	hello, _, err := receiveMessage(c, 0)
+	switch {
+	case err != nil:
+		return fmt.Errorf("hello from %v: %w", p, err)
+	case hello.Type != "hello" || hello.Max < minVersion || hello.Min > maxVersion:
+		return fmt.Errorf("%v says %q, and speaks versions %d to %d of the protocol; this is pid %d, with %d to %d: start a build in between first",
+			p, hello.Type, hello.Min, hello.Max, os.Getpid(), minVersion, maxVersion)
+	case os.Getpid() == 1:
+		return errors.New("with pid 1 the kernel would end all of its container: start the server below an init (docker run --init)")
+	}
+	return nil
+}
+
+// give gives everything to one process. After an error it has some of the connections, if any, and
+// the rest is served here as before.
+func (g *giver) give(to *receiver) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.control == nil {
+		return errGiven
+	}
+	begin := time.Now()
+	err := g.giveAll(to)
+	took := time.Since(begin)
+	// Only now: nobody needs these closed, as the new process calls shutdown(2) when one ends. And if
+	// this process ends now, the kernel closes them more cheaply.
+	go func() {
+		closeAll(to.moved)
+		g.server.free(len(to.moved))
+	}()
+	if err != nil {
+		return fmt.Errorf("%w; connections moved: %d, still here: %d", err, len(to.moved), g.server.count())
+	}
+	log.Printf("taken over by %v: connections moved: %d, in %v", to.peer, len(to.moved), took.Round(time.Microsecond))
+	for _, l := range g.server.listeners {
+		l.Close()
+	}
+	g.control.Close()
+	unix.Close(g.control.lock)
+	g.control = nil
+	return nil
+}
+
+// giveAll makes one offer after the other.
+func (g *giver) giveAll(to *receiver) (err error) {
+	defer func() {
+		if err != nil {
+			// Without a word the new process would take this one for dead, and all for its own. Whatever
+			// it may still say is about nothing: no offer is open.
+			withdraw(to.Conn, err)
+		}
+	}()
+	fds := []int{0, g.control.lock} // nobody closes these as long as mu is held
+	fds[0], _, _ = identify(g.control)
+	for _, l := range g.server.listeners {
+		fd, _, _ := identify(l)
+		fds = append(fds, fd)
+	}
+	everything := content{What: "listeners", Version: maxVersion, Clients: g.server.count(), Totals: g.server.now()}
+	if err := to.offer(everything, fds, func() {}); err != nil {
+		return err
+	}
+	idle, busy := g.server.list()
+	if err := g.giveSessions(to, idle, g.batch, g.timeout); err != nil {
+		return err
+	}
+	if err := g.giveSessions(to, busy, min(g.batch, busyBatch), g.timeout); err != nil {
+		return err
+	}
+	g.server.shut()
+	// Those who have come meanwhile, and those who were late: once more, but who connects now waits for it.
+	idle, busy = g.server.list()
+	err = g.giveSessions(to, append(idle, busy...), g.batch, min(g.timeout, 250*time.Millisecond))
+	if err == nil {
+		g.told = g.server.now()
+		err = to.offer(content{What: "done", Totals: g.told}, nil, func() {})
+	}
+	if err != nil {
+		g.server.open(g.server.listeners)
+	}
+	return err
+}
+
+// receiver is the new process, in conversation.
+type receiver struct {
+	*socket.Conn
+	peer    peer
+	timeout time.Duration
+	moved   []*session // the connections that it has taken
+}
+
+// offer offers something, and does something else while the new process looks at it. After nil that has
+// it. If it took it in the last moment, the conversation is over, and the next offer fails.
+func (r *receiver) offer(what content, fds []int, meanwhile func()) error {
+	_, err := offer(r.Conn, r.peer, r.timeout, func() error {
+		err := sendMessage(r.Conn, message{Type: "offer", content: what}, fds...)
+		meanwhile()
+		return err
+	})
+	return err
+}
+
+// busyBatch is how many connections that are talking move at once. To stand still costs them time,
+// as it does not those that are silent.
+const busyBatch = 16
+
+// giveSessions gives sessions, in batches of at most so many. Those that do not stop in time stay: one
+// that is busy with something else, say.
+func (g *giver) giveSessions(to *receiver, list []*session, most int, patience time.Duration) error {
+	st := &standstill{halt: g.server.halt, still: make(chan *session, len(list)), next: list}
+	defer func() {
+		for _, s := range st.release(list) {
+			g.server.serve(s)
+		}
+	}()
+	st.ask(most)
+	for st.asked > 0 {
+		batch, patient := st.gather(most, patience)
+		moving := batch[:0]
+		for _, s := range batch {
+			switch {
+			case s.over:
+			case s.stays.Load(): // it has just said so
+				g.server.serve(s)
+			default:
+				moving = append(moving, s)
+			}
+		}
+		// The next ones come to a stand while these move: as many as there is room for in a batch, beside
+		// those who stand or are late; or others, if all are late.
+		n := most - st.asked
+		if len(batch) == 0 {
+			n = most
+		}
+		if err := g.giveBatch(to, moving, func() { st.ask(n) }); err != nil {
+			return err
+		}
+		if !patient {
+			break
+		}
+	}
+	return nil
+}
+
+// giveBatch gives sessions that stand still.
+func (g *giver) giveBatch(to *receiver, batch []*session, meanwhile func()) error {
+	if len(batch) == 0 {
+		meanwhile()
+		return nil
+	}
+	what, fds, err := pack(batch)
+	if err == nil {
+		err = to.offer(what, fds, meanwhile)
+		unix.Close(fds[0]) // the memfd
+	}
+	if err != nil {
+		for _, s := range batch {
+			g.server.serve(s)
+		}
+		return err
+	}
+	g.server.remove(batch...)
+	to.moved = append(to.moved, batch...)
+	for _, s := range batch {
+		s.forget()
+	}
+	return nil
+}
+
+// standstill makes sessions stand still, some at a time. Whoever stands is packed: nobody waits for the
+// slowest of a batch.
+type standstill struct {
+	halt  func(*session, chan<- *session)
+	still chan *session // with room for all
+	asked int           // how many have been asked, and have not come yet
+	next  []*session    // who is to be asked next
+}
+
+// ask asks the next ones.
+func (st *standstill) ask(n int) {
+	for _, s := range st.next[:min(max(n, 0), len(st.next))] {
+		st.halt(s, st.still)
+		st.next = st.next[1:]
+		st.asked++
+	}
+}
+
+// company is how long one that stands waits for others, to move in their company.
+const company = time.Millisecond
+
+// gather returns those who stand still by now, or have ended: at least one, if one comes in time.
+func (st *standstill) gather(most int, patience time.Duration) (batch []*session, inTime bool) {
+	if len(st.next) > 0 {
+		patience = company // and then others are asked
+	}
+	late := time.After(patience)
+	for bytes := 0; len(batch) < most && st.asked > 0 && bytes < cutBytes; {
+		select {
+		case s := <-st.still:
+			st.asked--
+			batch, bytes = append(batch, s), bytes+s.bytes()
+			if len(batch) == 1 {
+				late = time.After(company)
+			}
+		case <-late:
+			return batch, len(batch) > 0 || len(st.next) > 0
+		}
+	}
+	return batch, true
+}
+
+// release takes the request back from all of the list that have been asked and do not stand yet, and
+// returns those that do.
+func (st *standstill) release(list []*session) (standing []*session) {
+	for _, s := range list {
+		if s.release() {
+			st.asked--
+		}
+	}
+	for ; st.asked > 0; st.asked-- {
+		if s := <-st.still; !s.over {
+			standing = append(standing, s)
+		}
+	}
+	return standing
+}

@@ -1,0 +1,123 @@
+//go:build linux
+
+package main
+
+// Signals, and the program started again.
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"log"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// program is the path at which this program was started. Not os.Executable: that follows the file when
+// it is renamed, as package managers do to put a new one in its place, and would start the old one.
+var program = func() string {
+	path, err := exec.LookPath(os.Args[0])
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		log.Printf("SIGUSR2 will not work: %v", err)
+	}
+	return path
+}()
+
+// watchSignals answers SIGUSR1 with a line of state, and SIGUSR2 by starting this program again, which
+// takes over: so a supervisor need only send a signal. (Not SIGHUP, which also says that a terminal
+// has been closed.) SIGINT and SIGTERM end this process.
+func (g *giver) watchSignals() {
+	state, restart, stop := make(chan os.Signal, 1), make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(state, unix.SIGUSR1) // a channel for each: a flood of one drowns no other
+	signal.Notify(restart, unix.SIGUSR2)
+	exitOnSignal(func() {
+		stop <- struct{}{}
+		<-stop
+	})
+	go g.answer(state, restart, stop)
+}
+
+// answer answers one signal after the other.
+func (g *giver) answer(state, restart <-chan os.Signal, stop chan struct{}) {
+	for {
+		select {
+		case <-state:
+			log.Print(g.server)
+		case <-restart:
+			g.startAgain()
+		case <-stop:
+			// Was there a SIGUSR2 before it? The kernel may hand the two to two threads, of which the
+			// second can be quicker.
+			time.Sleep(50 * time.Millisecond)
+			if len(restart) > 0 {
+				g.startAgain()
+			}
+			g.mu.Lock()
+			if g.control != nil {
+				notify("STOPPING=1")
+				g.control.remove()
+				close(stop) // and keep mu: from here on nothing is offered
+				return
+			}
+			g.mu.Unlock()
+			log.Print("draining, and ending then; another SIGTERM ends it now")
+			signal.Reset(unix.SIGINT, unix.SIGTERM)
+		}
+	}
+}
+
+// startAgain starts this program with the same flags, and returns when that has taken over, or has
+// come to nothing. Other signals wait meanwhile: a SIGTERM behind a SIGUSR2 cuts off nobody.
+func (g *giver) startAgain() {
+	notify(reloading())
+	if err := g.restore(); err != nil {
+		log.Printf("control path: %v", err)
+	}
+	var args []string
+	flag.Visit(func(f *flag.Flag) { args = append(args, fmt.Sprintf("-%s=%s", f.Name, f.Value)) })
+	cmd := exec.Command(program, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err := cmd.Start()
+	if err == nil {
+		log.Printf("started pid %d", cmd.Process.Pid)
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		select {
+		case <-g.taken:
+			return
+		case err = <-ended:
+		case <-time.After(10 * time.Second):
+		}
+	}
+	log.Printf("started again, and not taken over: %v", err)
+	notify("READY=1") // of this process: systemctl reload returns
+}
+
+// restore makes the control path anew if somebody has removed it, as those do who tidy up /tmp.
+func (g *giver) restore() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.control == nil {
+		return errGiven
+	}
+	if _, err := os.Lstat(g.control.path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	listener, file, err := bind(g.control.path)
+	if err != nil {
+		return err
+	}
+	g.control.Close()
+	g.control = &controlSocket{listener, g.control.path, file, g.control.lock}
+	go g.acceptAll(listener)
+	return nil
+}
