@@ -18,7 +18,7 @@ var toCopy = []struct{ want, step, files string }{
 	{"live connections handed over, and pulled", "05-pidfd", "protocol.go steal.go pull.go pidfd.go fdpass.go control.go socket.go"},
 	{"a descriptor out of another process", "05-pidfd", "pidfd.go"},
 	{"listeners matched with addresses; systemd's messages and sockets", "06-listeners", "listeners.go supervisor.go socket.go"},
-	{"a server's listeners handed over, with a `server` of your own", "06-listeners", "handover.go takeover.go restart.go listeners.go supervisor.go protocol.go fdpass.go control.go socket.go process.go"},
+	{"a server's listeners handed over, with a `server` of your own", "06-listeners", "generations.go handover.go restart.go listeners.go supervisor.go protocol.go fdpass.go control.go socket.go process.go"},
 	{"a whole server that restarts", "07-hot-restart", ""},
 }
 

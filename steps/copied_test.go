@@ -57,7 +57,7 @@ func TestSharedFilesAreIdentical(t *testing.T) {
 	}
 }
 
-// TestFolders: a step is at most 13 Go files and three of unit tests, which import the standard
+// TestFolders: a step is at most 13 Go files (07: 17) and three of unit tests, which import the standard
 // library and the two dependencies.
 func TestFolders(t *testing.T) {
 	allowed := regexp.MustCompile(`^(github\.com/mdlayher/socket|golang\.org/x/sys/unix|[a-z]+[0-9]*(/[a-z0-9]+)*)$`)
@@ -87,7 +87,7 @@ func TestFolders(t *testing.T) {
 				}
 			}
 		}
-		if code > 13 && !s.moves || code > 16 || tests > 3 {
+		if code > 13 && !s.moves || code > 17 || tests > 3 {
 			t.Errorf("%s: %d files and %d of tests, want at most 13 and 3", s.name, code, tests)
 		}
 	}

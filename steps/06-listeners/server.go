@@ -21,8 +21,9 @@ import (
 // server serves clients, and counts them and their lines. It does not print what they say, as the
 // steps before do: a terminal that nobody reads would hold them up.
 type server struct {
-	running sync.WaitGroup // accept loops and clients
-	slots   chan struct{}  // one for each client that there may be; whoever accepts takes one
+	listeners []*net.TCPListener
+	running   sync.WaitGroup // accept loops and clients
+	slots     chan struct{}  // one for each client that there may be; whoever accepts takes one
 
 	before             totals // what earlier processes have counted
 	connections, lines atomic.Uint64
@@ -40,11 +41,11 @@ type totals struct {
 // has run out of them is the one that most needs to be replaced.
 const spareFDs = 64
 
-func newServer(before totals) *server {
+func newServer(listeners []*net.TCPListener, before totals) *server {
 	var limit unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // cannot fail: getrlimit(2)
 	slots := max(1, int(min(limit.Cur, 1<<20))-spareFDs)
-	return &server{before: before, slots: make(chan struct{}, slots)}
+	return &server{listeners: listeners, before: before, slots: make(chan struct{}, slots)}
 }
 
 // acceptAll serves everyone who connects, until l is closed. Other errors are reported and waited

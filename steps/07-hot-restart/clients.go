@@ -25,6 +25,7 @@ type server struct {
 	before             totals         // what earlier processes have counted: set before anybody asks
 	clients            sync.WaitGroup // sessions
 	silent             *silent        // some of these
+	batch              int            // how many of these move at once, at most
 
 	// Of whoever calls open and shut, which is main, and then the giver.
 	listeners []*net.TCPListener
@@ -46,11 +47,11 @@ type totals struct {
 // has run out of them is the one that most needs to be replaced.
 const spareFDs = 64
 
-func newServer() *server {
+func newServer(batch int) *server {
 	var limit unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // cannot fail: getrlimit(2)
 	slots := max(1, int(min(limit.Cur, 1<<20))-spareFDs)
-	s := &server{slots: make(chan struct{}, slots), sessions: map[*session]bool{}, silent: newSilent()}
+	s := &server{batch: batch, slots: make(chan struct{}, slots), sessions: map[*session]bool{}, silent: newSilent()}
 	go s.silent.watch(s.serve)
 	return s
 }
@@ -96,7 +97,7 @@ func (s *server) acceptAll(l *net.TCPListener, shutting <-chan struct{}) {
 	}
 }
 
-// acceptWaiting serves everyone who waits in l's accept queue, and returns when it is empty.
+// acceptWaiting serves everyone who waits in l's accept queue, and closes l when it is empty.
 func (s *server) acceptWaiting(l *net.TCPListener) {
 	for waiting(l) {
 		s.slots <- struct{}{}
@@ -105,6 +106,7 @@ func (s *server) acceptWaiting(l *net.TCPListener) {
 			time.Sleep(50 * time.Millisecond)
 		}
 	}
+	l.Close()
 }
 
 // accept waits for a client, and serves it. The caller has taken a slot.

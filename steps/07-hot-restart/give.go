@@ -16,12 +16,8 @@ package main
 // nobody else has the listeners but the new one, and they are its own.
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"log"
-	"os"
-	"sync"
 	"time"
 
 	"github.com/mdlayher/socket"
@@ -42,102 +38,17 @@ type content struct {
 	Stood   time.Duration `json:"stood,omitempty"`   // connections: since when one of them stands still, by uptime
 }
 
-// giver gives everything that this process has to the next one.
-type giver struct {
-	server  *server
-	timeout time.Duration // how long another process may take for each of its messages
-	batch   int           // how many connections at most are offered at once
-	taken   chan struct{} // closed when one has everything, and serves
-
-	mu      sync.Mutex     // held while everything is being given, and while what follows changes
-	control *controlSocket // nil: another process has everything
-	told    totals         // what that knows
-	next    *socket.Conn   // to it
-}
-
-// acceptAll hears everyone who connects to the control socket, each in a goroutine of its own: one
-// that is silent keeps nobody out.
-func (g *giver) acceptAll(control *socket.Conn) {
-	for {
-		c, _, err := control.Accept(context.Background(), 0)
-		if err == nil {
-			go g.meet(c)
-			continue
-		}
-		g.mu.Lock()
-		closed := g.control == nil || g.control.Conn != control
-		g.mu.Unlock()
-		if closed {
-			return
-		}
-		log.Print(err) // a shortage, which will pass: accept(2)
-		time.Sleep(time.Second)
-	}
-}
-
-// meet hears one process, and gives it everything.
-func (g *giver) meet(c *socket.Conn) {
-	p, err := peerOf(c)
-	if err == nil {
-		err = g.hear(c, p)
-	}
-	if err == nil {
-		err = g.give(&receiver{Conn: c, peer: p, timeout: g.timeout})
-	}
-	if err != nil {
-		if !errors.Is(err, errGiven) { // who hears nothing looks again, and finds the process that has it
-			log.Printf("not taken over: %v", err)
-			sendMessage(c, message{Type: "refused", Reason: err.Error()}) // fails if it is gone
-		}
-		c.Close()
-		return
-	}
-	// It says "serving" when it does, and has told the supervisor whom to watch from now on. A
-	// supervisor that saw this process end before that would think that the service has ended.
-	c.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, _, err := receiveMessage(c, 0); err != nil {
-		log.Printf("%v has not said that it serves: %v", p, err)
-	}
-	g.next = c
-	close(g.taken)
-}
-
-// finish tells the next process what has been counted since "done", and so that this one ends.
-func (g *giver) finish() {
-	now := g.server.now()
-	since := totals{Connections: now.Connections - g.told.Connections, Lines: now.Lines - g.told.Lines}
-	g.next.SetDeadline(time.Now().Add(10 * time.Second))
-	sendMessage(g.next, message{Type: "drained", content: content{Totals: since}}) // fails if it is gone
-}
-
-var errGiven = errors.New("another process has taken over")
-
-// hear hears what a process wants, and whether it can have it.
-func (g *giver) hear(c *socket.Conn, p peer) error {
-	c.SetDeadline(time.Now().Add(g.timeout))
-	hello, _, err := receiveMessage(c, 0)
-	switch {
-	case err != nil:
-		return fmt.Errorf("hello from %v: %w", p, err)
-	case hello.Type != "hello" || hello.Max < minVersion || hello.Min > maxVersion:
-		return fmt.Errorf("%v says %q, and speaks versions %d to %d of the protocol; this is pid %d, with %d to %d: start a build in between first",
-			p, hello.Type, hello.Min, hello.Max, os.Getpid(), minVersion, maxVersion)
-	case os.Getpid() == 1:
-		return errors.New("with pid 1 the kernel would end all of its container: start the server below an init (docker run --init)")
-	}
-	return nil
-}
-
-// give gives everything to one process. After an error it has some of the connections, if any, and
+// give gives everything to one process. After an error that has some of the connections, if any, and
 // the rest is served here as before.
-func (g *giver) give(to *receiver) error {
+func (g *giver) give(c *socket.Conn, p peer, version int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.control == nil {
 		return errGiven
 	}
+	to := &receiver{Conn: c, peer: p, timeout: g.timeout}
 	begin := time.Now()
-	err := g.giveAll(to)
+	err := g.giveAll(to, version)
 	took := time.Since(begin)
 	// Only now: nobody needs these closed, as the new process calls shutdown(2) when one ends. And if
 	// this process ends now, the kernel closes them more cheaply.
@@ -148,18 +59,13 @@ func (g *giver) give(to *receiver) error {
 	if err != nil {
 		return fmt.Errorf("%w; connections moved: %d, still here: %d", err, len(to.moved), g.server.count())
 	}
-	log.Printf("taken over by %v: connections moved: %d, in %v", to.peer, len(to.moved), took.Round(time.Microsecond))
-	for _, l := range g.server.listeners {
-		l.Close()
-	}
-	g.control.Close()
-	unix.Close(g.control.lock)
-	g.control = nil
+	log.Printf("taken over by %v: connections moved: %d, in %v", p, len(to.moved), took.Round(time.Microsecond))
+	g.leave()
 	return nil
 }
 
 // giveAll makes one offer after the other.
-func (g *giver) giveAll(to *receiver) (err error) {
+func (g *giver) giveAll(to *receiver, version int) (err error) {
 	defer func() {
 		if err != nil {
 			// Without a word the new process would take this one for dead, and all for its own. Whatever
@@ -167,27 +73,21 @@ func (g *giver) giveAll(to *receiver) (err error) {
 			withdraw(to.Conn, err)
 		}
 	}()
-	fds := []int{0, g.control.lock} // nobody closes these as long as mu is held
-	fds[0], _, _ = identify(g.control)
-	for _, l := range g.server.listeners {
-		fd, _, _ := identify(l)
-		fds = append(fds, fd)
-	}
-	everything := content{What: "listeners", Version: maxVersion, Clients: g.server.count(), Totals: g.server.now()}
-	if err := to.offer(everything, fds, func() {}); err != nil {
+	everything := content{What: "listeners", Version: version, Clients: g.server.count(), Totals: g.server.now()}
+	if err := to.offer(everything, g.descriptors(), func() {}); err != nil {
 		return err
 	}
 	idle, busy := g.server.list()
-	if err := g.giveSessions(to, idle, g.batch, g.timeout); err != nil {
+	if err := g.giveSessions(to, idle, g.server.batch, g.timeout); err != nil {
 		return err
 	}
-	if err := g.giveSessions(to, busy, min(g.batch, busyBatch), g.timeout); err != nil {
+	if err := g.giveSessions(to, busy, min(g.server.batch, busyBatch), g.timeout); err != nil {
 		return err
 	}
 	g.server.shut()
 	// Those who have come meanwhile, and those who were late: once more, but who connects now waits for it.
 	idle, busy = g.server.list()
-	err = g.giveSessions(to, append(idle, busy...), g.batch, min(g.timeout, 250*time.Millisecond))
+	err = g.giveSessions(to, append(idle, busy...), g.server.batch, min(g.timeout, 250*time.Millisecond))
 	if err == nil {
 		g.told = g.server.now()
 		err = to.offer(content{What: "done", Totals: g.told}, nil, func() {})

@@ -64,8 +64,8 @@ func main() {
 // run is the life of one process: it takes over or begins, serves, and serves to their end those who
 // cannot move when the next one has taken over.
 func run(addrs, path string, drain, timeout time.Duration, batch int) error {
-	s := newServer()
-	all, err := begin(s, addrs, path)
+	s := newServer(batch)
+	all, err := begin(addrs, path, (&taker{server: s}).takeOver)
 	if err != nil {
 		if n := s.count(); n > 0 { // they have moved here before it went wrong
 			log.Printf("%v; serving connections to their end: %d", err, n)
@@ -74,20 +74,19 @@ func run(addrs, path string, drain, timeout time.Duration, batch int) error {
 		return err
 	}
 	s.before = all.totals
-	g := &giver{server: s, control: all.control, timeout: timeout, batch: batch, taken: make(chan struct{})}
+	g := &giver{server: s, control: all.control, timeout: timeout, taken: make(chan struct{})}
 	g.watchSignals()
 	s.open(all.listeners)
 	for _, l := range all.listeners {
 		log.Printf("listening on %v", l.Addr())
 	}
 	notify("READY=1", mainPID())
-	s.clients.Go(func() { all.follow(s) }) // only now may the process before end
+	go all.follow(s) // only now may the process before end
+	go g.acceptAll(all.control.Conn)
 	for _, l := range all.surplus {
 		log.Printf("no longer listening on %v", l.Addr())
-		s.acceptWaiting(l)
-		l.Close()
+		s.clients.Go(func() { s.acceptWaiting(l) })
 	}
-	go g.acceptAll(all.control.Conn)
 	<-g.taken
 	s.drain(drain)
 	g.finish()

@@ -78,24 +78,34 @@ func (g *giver) answer(state, restart <-chan os.Signal, stop chan struct{}) {
 // startAgain starts this program with the same flags, and returns when that has taken over, or has
 // come to nothing. Other signals wait meanwhile: a SIGTERM behind a SIGUSR2 cuts off nobody.
 func (g *giver) startAgain() {
-	notify(reloading())
-	if err := g.restore(); err != nil {
+	err := g.restore()
+	if errors.Is(err, errGiven) {
+		log.Printf("not started again: %v", err)
+		return
+	}
+	if err != nil {
 		log.Printf("control path: %v", err)
 	}
+	notify(reloading())
 	var args []string
 	flag.Visit(func(f *flag.Flag) { args = append(args, fmt.Sprintf("-%s=%s", f.Name, f.Value)) })
 	cmd := exec.Command(program, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	err := cmd.Start()
+	err = cmd.Start()
 	if err == nil {
 		log.Printf("started pid %d", cmd.Process.Pid)
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
+		ended := make(chan struct{})
+		go func() {
+			cmd.Wait() // ProcessState says how
+			close(ended)
+		}()
 		select {
 		case <-g.taken:
 			return
-		case err = <-ended:
+		case <-ended:
+			err = errors.New(cmd.ProcessState.String())
 		case <-time.After(10 * time.Second):
+			err = errors.New("it is silent, and may yet")
 		}
 	}
 	log.Printf("started again, and not taken over: %v", err)

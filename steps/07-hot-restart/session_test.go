@@ -106,7 +106,7 @@ func TestStoppedAnywhere(t *testing.T) {
 				}
 			}()
 			left := map[string]int{}
-			s := newServer()
+			s := newServer(maxSockets)
 			c := sessionOf(t, server)
 			for still := make(chan *session, 1); ; c = moved(t, c) {
 				s.slots <- struct{}{}
@@ -134,7 +134,7 @@ func TestStoppedAnywhere(t *testing.T) {
 // TestReleased: a session goes on if the request is taken back, and as often as one likes.
 func TestReleased(t *testing.T) {
 	server, client := pair(t)
-	s, c, still := newServer(), sessionOf(t, server), make(chan *session, 1)
+	s, c, still := newServer(maxSockets), sessionOf(t, server), make(chan *session, 1)
 	s.slots <- struct{}{}
 	s.add(c)
 	for i := range 2000 {
@@ -170,7 +170,7 @@ func TestOwnDeadline(t *testing.T) {
 	c, still := sessionOf(t, server), make(chan *session, 1)
 	c.halt(still)
 	c.setDeadline(time.Now().Add(time.Hour)) // later than the request, which counts all the same
-	s := newServer()
+	s := newServer(maxSockets)
 	if asked := c.serve(&s.lines); asked == nil || c.over {
 		t.Fatal("the request to stand still was lost")
 	}
@@ -191,7 +191,7 @@ func TestOwnDeadline(t *testing.T) {
 // TestEndedMeanwhile: a session that ends instead of standing still says so.
 func TestEndedMeanwhile(t *testing.T) {
 	server, client := pair(t)
-	s, c, still := newServer(), sessionOf(t, server), make(chan *session, 1)
+	s, c, still := newServer(maxSockets), sessionOf(t, server), make(chan *session, 1)
 	client.Close()
 	s.slots <- struct{}{}
 	c.asked = still // as halt does before the deadline
@@ -205,7 +205,7 @@ func TestEndedMeanwhile(t *testing.T) {
 // TestBuffers: a session that has nothing in hand has no buffer either.
 func TestBuffers(t *testing.T) {
 	server, client := pair(t)
-	s, c, still := newServer(), sessionOf(t, server), make(chan *session, 1)
+	s, c, still := newServer(maxSockets), sessionOf(t, server), make(chan *session, 1)
 	s.slots <- struct{}{}
 	s.add(c)
 	echoed(t, client, strings.Repeat("x", 3*bufferSize)+"\n")
@@ -221,7 +221,7 @@ func TestBuffers(t *testing.T) {
 // speaks; it stands still at once when asked.
 func TestSilent(t *testing.T) {
 	server, client := pair(t)
-	s, first, still := newServer(), sessionOf(t, server), make(chan *session, 1)
+	s, first, still := newServer(maxSockets), sessionOf(t, server), make(chan *session, 1)
 	c := &session{cookie: first.cookie}
 	var err error
 	if c.fd, err = unix.FcntlInt(uintptr(first.fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
@@ -250,7 +250,7 @@ func TestSilent(t *testing.T) {
 // TestAdoptedInVain: what was not to be is closed, and not ended; a byte that came is not lost.
 func TestAdoptedInVain(t *testing.T) {
 	server, client := pair(t)
-	s, first := newServer(), sessionOf(t, server)
+	s, first := newServer(maxSockets), sessionOf(t, server)
 	fd, err := unix.FcntlInt(uintptr(first.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
