@@ -413,7 +413,7 @@ func TestRoom(t *testing.T) {
 		clients = append(clients, dial(t, addr))
 		clients[len(clients)-1].echoed("hello")
 	}
-	script := fmt.Sprintf(`ulimit -n 80; exec "$0" "$@"`)
+	script := `ulimit -n 80; exec "$0" "$@"`
 	poor := start(t, "/bin/sh", args("-c", script, old.cmd.Path, "-addr", addr, "-control", path))
 	poor.fails(`no room for 20 connections, but for 16: raise RLIMIT_NOFILE`)
 	old.logged(`not taken over: .*no room for 20 connections.*connections moved: 0, still here: 20`)
@@ -676,7 +676,7 @@ func TestHotLyingOld(t *testing.T) {
 	if m, _ := l.receive(); m.Type != "taken" {
 		t.Fatalf("got %+v, want taken", m)
 	}
-	x.client.send("a line\n")
+	x.send("a line\n")
 	x.expect("in half a line") // what the old one had not written, and what it had read
 	if after := options(t, x.fd); !maps.Equal(before, after) {
 		t.Errorf("options before: %v\nafter: %v", before, after)

@@ -70,7 +70,7 @@ func (g *giver) giveAll(to *receiver, version int) (err error) {
 		if err != nil {
 			// Without a word the new process would take this one for dead, and all for its own. Whatever
 			// it may still say is about nothing: no offer is open.
-			withdraw(to.Conn, err)
+			_ = withdraw(to.Conn, err)
 		}
 	}()
 	everything := content{What: "listeners", Version: version, Clients: g.server.count(), Totals: g.server.now()}
