@@ -185,7 +185,7 @@ func (s *stage) perform(line string) (*terminal, error) {
 }
 
 var (
-	getsReady = regexp.MustCompile(`^go run \./steps/0[1-6]-\w+( -c\b| -control \S+| -addr \S+| -timeout \S+| -drain \S+)*$`)
+	getsReady = regexp.MustCompile(`^go run \./steps/0[1-7]-[\w-]+( -c\b| -(?:control|addr|timeout|drain|batch) \S+)*$`)
 	plainNC   = regexp.MustCompile(`^nc [^|<>;&]*$`)
 	ready     = regexp.MustCompile(`(?m)(listening|waiting) on \S+$`)
 	connected = regexp.MustCompile(`(?m)^ *\d+: \S+ \S+ 01 (?:\S+ +){5}(\d+) `) // proc_pid_net(5): state 01, inode
@@ -250,7 +250,7 @@ var (
 // start runs a command as the page shows it, with the steps built already, a control path of
 // its own, and ports of the kernel's choice.
 func (s *stage) start(command string) (*terminal, error) {
-	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart)( -v|( -control| -timeout| -takeover-timeout| -drain) \S+)*$`).MatchString(command)
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart)( -(?:control|timeout|drain|batch) \S+)*$`).MatchString(command)
 	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
 	command = strings.ReplaceAll(command, pageRun, s.run)
 	if tool, _, _ := strings.Cut(command, " "); tool != "go" {
@@ -455,7 +455,7 @@ var kinds = []struct {
 	{"byte", "", regexp.MustCompile(`01 00 00 00 01 00 00 00 ([0-9a-f]{2}) 00 00 00`)},
 	{"user", "", regexp.MustCompile(`[ug]id (\d+)|^\S+ +\d+ +(\S+) .* IPv4 `)},
 	{"folder", "1", regexp.MustCompile(`(?:steal-demo-?|scm-rights-)(\d+)`)},
-	{"measured", "", regexp.MustCompile(`after ([\d.]+m?s)\b|moved: \d+, in ([\d.]+[µm]?s)|longer than ([\d.]+[µm]?s)$|ended ([\d.]+m?s) later|clients, (\d+) lines|goroutines (\d+)|drained in ([\d.]+m?s)$|clients \d+ of (\d+);|VmRSS:\s+(\d+) kB|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
+	{"measured", "", regexp.MustCompile(`after ([\d.]+m?s)\b|moved: \d+, in ([\d.]+[µm]?s)|longer than ([\d.]+[µm]?s)$|clients, (\d+) lines|drained in ([\d.]+m?s)$|clients \d+ of (\d+);|VmRSS:\s+(\d+) kB|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
 }
 
 // replace replaces each of these numbers in a line.
