@@ -45,6 +45,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -81,9 +82,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// sayWhere says once more where the tests run. TestMain changes the folder before go test listens, which
+// then looks in docs/ for the files that they read, finds none changed, and shows an old result (cached).
+var sayWhere = sync.OnceValue(func() error { return os.Chdir(".") })
+
 // pages reads the book and the README.
 func pages(t *testing.T) []page {
 	t.Helper()
+	if err := sayWhere(); err != nil {
+		t.Fatal(err)
+	}
 	paths, err := filepath.Glob("docs/*.md")
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("no pages: %v", err)

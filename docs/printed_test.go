@@ -111,6 +111,9 @@ func TestCounts(t *testing.T) {
 // steps are the folders' names, in order.
 func steps(t *testing.T) (names []string) {
 	t.Helper()
+	if err := sayWhere(); err != nil {
+		t.Fatal(err)
+	}
 	folders, err := filepath.Glob("steps/[0-9][0-9]-*")
 	if err != nil || len(folders) < 5 {
 		t.Fatalf("%v, %v", folders, err)
@@ -133,6 +136,9 @@ func sources(t *testing.T, step string) []string {
 
 func read(t *testing.T, file string) string {
 	t.Helper()
+	if err := sayWhere(); err != nil {
+		t.Fatal(err)
+	}
 	content, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

@@ -39,7 +39,7 @@ func TestExercise3(t *testing.T) {
 	young := start3(t, bin, "-control", path)
 	young.await("connections moved: 1,")
 	a.hears("and now?\n", "and now?")
-	young.await("listening on ") // and hears signals
+	young.await("listening on ")  // and hears signals
 	young.Signal(syscall.SIGQUIT) // held is not inherited
 	young.await("]: held")
 }
