@@ -49,8 +49,10 @@ func waiting(l *net.TCPListener) bool {
 //
 // What is compared is sockets, not text. Port 0 is any port of that host.
 func arrange(addrs string, inherited, offered []*net.TCPListener) (all, surplus []*net.TCPListener, err error) {
-	offered = slices.DeleteFunc(offered, func(l *net.TCPListener) bool { // what the supervisor passes to each
-		return slices.ContainsFunc(inherited, func(other *net.TCPListener) bool { return same(l, other) })
+	// What a supervisor passes to each process, the one before has too.
+	offered = slices.DeleteFunc(offered, func(l *net.TCPListener) bool {
+		twice := slices.ContainsFunc(inherited, func(other *net.TCPListener) bool { return same(l, other) })
+		return twice && l.Close() == nil
 	})
 	if addrs == "" && len(inherited)+len(offered) > 0 {
 		return append(inherited, offered...), nil, nil
