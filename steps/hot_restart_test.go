@@ -11,6 +11,7 @@ import (
 	"maps"
 	"math/rand"
 	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -447,6 +448,52 @@ func TestManyIdle(t *testing.T) {
 		c.echoed("still here")
 		c.finish("")
 	}
+}
+
+// TestMemory: what clients have sent and is not answered yet is in both processes at most in part: together
+// they stay below two and a half times what one needs alone.
+func TestMemory(t *testing.T) {
+	long(t)
+	path := meetingPlace(t)
+	old := first(t, path)
+	addr := old.addr()
+	piece := strings.Repeat("x", 16<<10-1) // one byte more, and it is echoed
+	var clients []*client
+	for range 5000 {
+		c := dial(t, addr)
+		c.in = bufio.NewReaderSize(c, 64)
+		clients = append(clients, c)
+		c.echoed("hello")
+		c.send(piece)
+	}
+	eventually(t, "all is read", func() bool { return old.peak("VmRSS") > 5000*16 }) // kB
+	alone := old.peak("VmHWM")
+	after := next(t, path, addr, hook("before-send serving 1 stop")) // the old one lives as long
+	after.logged(fmt.Sprintf(`connections moved: %d,`, len(clients)))
+	after.stopped()
+	if both := old.peak("VmHWM") + after.peak("VmHWM"); both > alone*5/2 {
+		t.Errorf("alone it had %d kB, and both together have %d", alone, both)
+	}
+	after.signal(unix.SIGCONT)
+	for _, c := range clients {
+		c.send("\n")
+		c.expect(piece)
+	}
+}
+
+// peak is a line of /proc/PID/status, in kB.
+func (p *process) peak(name string) (kB int) {
+	p.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, found := strings.CutPrefix(line, name+":"); found {
+			fmt.Sscan(value, &kB)
+		}
+	}
+	return kB
 }
 
 // TestHotSignal: SIGUSR2 starts the program again, and clients go on.

@@ -134,7 +134,7 @@ func TestSecondSIGTERM(t *testing.T) {
 		second := s.old(t, path)
 		first.logged(`draining for up to`)
 		first.signal(unix.SIGTERM)
-		first.logged(`draining, and ending then; another SIGTERM ends it now`)
+		first.logged(`draining, and ending then; another signal ends it now`)
 		c.echoed("still here")
 		first.counted()
 		first.signal(unix.SIGUSR2)
@@ -264,8 +264,11 @@ func TestAddressTaken(t *testing.T) {
 func TestPrivilegedPort(t *testing.T) {
 	needsRoot(t)
 	each(t, restarts, func(t *testing.T, s step) {
-		port := 0
-		for n := 600; n < 1024 && port == 0; n++ {
+		port, from := 0, 600
+		if s.moves { // the two look for one at the same time
+			from = 800
+		}
+		for n := from; n < from+200 && port == 0; n++ {
 			if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", n)); err == nil {
 				port = n
 				l.Close()
@@ -473,8 +476,8 @@ func TestLyingPredecessors(t *testing.T) {
 		"nothing comes with it": {func(l *liar) { l.send(offer) }, `an offer with 0 descriptors`},
 		"no control socket":     {func(l *liar) { l.send(offer, null, null) }, `not a control socket|not supported`},
 		"not listening":         {func(l *liar) { l.send(offer, l.fd, null) }, `not a control socket: SO_ACCEPTCONN is 0`},
-		"no listener":           {func(l *liar) { l.send(offer, unixListener(t), null, null) }, `not a listener`},
-		"not for TCP":           {func(l *liar) { l.send(offer, unixListener(t), null, unixListener(t)) }, `not a listener: .*not one for TCP`},
+		"no listener":           {func(l *liar) { l.send(offer, unixListener(t), null, null) }, `is no listener`},
+		"not for TCP":           {func(l *liar) { l.send(offer, unixListener(t), null, unixListener(t)) }, `is no listener: .*not one for TCP`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			each(t, drains, func(t *testing.T, s step) {
@@ -952,6 +955,63 @@ func TestActivation(t *testing.T) {
 	})
 }
 
+// TestSameListenerTwice: what a supervisor passes to each process, and the one before has too, is served once.
+func TestSameListenerTwice(t *testing.T) {
+	each(t, restarts, func(t *testing.T, s step) {
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		f, err := l.(*net.TCPListener).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		path := meetingPlace(t)
+		var last *process
+		for range 3 {
+			p := s.start(t, args("-control", path), func(cmd *exec.Cmd) {
+				cmd.ExtraFiles = []*os.File{f}
+				cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
+				cmd.Path = "/bin/sh"
+			})
+			p.logged(`listening on `)
+			if last != nil {
+				last.exits(0)
+			}
+			last = p
+		}
+		inode, open := listening(t, l.Addr().String())[0], 0
+		for _, what := range last.fds() {
+			if what == "socket:["+inode+"]" {
+				open++
+			}
+		}
+		if lines := strings.Count(last.err.String(), "listening on "); lines != 1 || open != 1 || strings.Contains(last.err.String(), "no longer") {
+			t.Errorf("%d descriptors of it, and it says:\n%s", open, last.err)
+		}
+	})
+}
+
+// TestSignalsWhileItStarts: a signal that comes before the new process serves does not end it.
+func TestSignalsWhileItStarts(t *testing.T) {
+	each(t, restarts, func(t *testing.T, s step) {
+		for _, at := range []string{"before-send hello 1 stop", "after-send taken 1 stop"} {
+			path := meetingPlace(t)
+			old := s.old(t, path)
+			young := s.start(t, args("-control", path), hook(at))
+			young.stopped()
+			young.signal(unix.SIGUSR1)
+			young.signal(unix.SIGCONT)
+			young.logged(`generation 2: clients 0`)
+			old.exits(0)
+			visits(t, young.addr())
+			young.kill()
+		}
+	})
+}
+
 // TestProcessOne: the first process of a container must not end while another serves, as the kernel
 // would end all of it. So it refuses, in words.
 func TestProcessOne(t *testing.T) {
@@ -970,7 +1030,7 @@ func TestProcessOne(t *testing.T) {
 		old.logged(`server\[1\]: listening`)
 		c := dial(t, old.addr())
 		c.echoed("hello")
-		s.start(t, args("-control", path)).fails(`with pid 1 the kernel would end all of its container: start the server below an init`)
+		s.start(t, args("-control", path)).fails(`with pid 1 the kernel would end all of its container: start the server below a process that stays`)
 		c.echoed("still here")
 		visits(t, old.addr())
 	})

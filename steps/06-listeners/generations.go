@@ -93,20 +93,21 @@ func (g *giver) hear(c *socket.Conn, p peer) (version int, err error) {
 		return 0, fmt.Errorf("%v says %q, and speaks versions %d to %d of the protocol; this is pid %d, with %d to %d: start a build in between first",
 			p, hello.Type, hello.Min, hello.Max, os.Getpid(), minVersion, maxVersion)
 	case os.Getpid() == 1:
-		return 0, errors.New("with pid 1 the kernel would end all of its container: start the server below an init (docker run --init)")
+		return 0, errors.New("with pid 1 the kernel would end all of its container: start the server below a process that stays")
 	}
 	return version, nil
 }
 
-// descriptors are those of all that this process listens on. The caller holds mu, so nobody closes them.
-func (g *giver) descriptors() []int {
-	control, _, _ := identify(g.control)
+// descriptors are those of all that this process listens on. The caller holds mu, and nobody but leave
+// closes a listener.
+func (g *giver) descriptors() ([]int, error) {
+	control, _, err := identify(g.control)
 	fds := []int{control, g.control.lock}
 	for _, l := range g.server.listeners {
-		fd, _, _ := identify(l)
-		fds = append(fds, fd)
+		fd, _, failed := identify(l)
+		fds, err = append(fds, fd), errors.Join(err, failed)
 	}
-	return fds
+	return fds, err
 }
 
 // leave closes these descriptors: they are another process's. The caller holds mu.
@@ -121,10 +122,9 @@ func (g *giver) leave() {
 
 // finish tells the next process what has been counted since it was told, and so that this one ends.
 func (g *giver) finish() {
-	now := g.server.now()
-	since := totals{Connections: now.Connections - g.told.Connections, Lines: now.Lines - g.told.Lines}
 	g.next.SetDeadline(time.Now().Add(10 * time.Second))
-	sendMessage(g.next, message{Type: "drained", content: content{Totals: since}}) // fails if it is gone
+	m := message{Type: "drained", content: content{Totals: g.server.now().minus(g.told)}}
+	sendMessage(g.next, m) // fails if it is gone
 }
 
 // everything is what a process has when it begins to serve.
@@ -208,8 +208,8 @@ func ask(c *socket.Conn) (old peer, m message, fds []int, err error) {
 	return old, m, fds, err
 }
 
-// adopt makes of an offer's descriptors what they are, or says which is something else. It need not
-// close them then, as this process ends.
+// adopt makes sockets of an offer's descriptors, if each is what it should be. After an error they stay
+// open, as this process ends.
 func adopt(m message, fds []int, path string) (*everything, error) {
 	if len(fds) < 2 || m.Version < minVersion || m.Version > maxVersion {
 		return nil, fmt.Errorf("an offer with %d descriptors, in version %d of the protocol", len(fds), m.Version)
@@ -230,7 +230,7 @@ func adopt(m message, fds []int, path string) (*everything, error) {
 	for _, fd := range fds[2:] {
 		l, err := adoptListener(fd)
 		if err != nil {
-			return nil, fmt.Errorf("not a listener: %w", err)
+			return nil, fmt.Errorf("descriptor %d is no listener: %w", fd, err)
 		}
 		all.listeners = append(all.listeners, l)
 	}
@@ -247,6 +247,5 @@ func (a *everything) follow(s *server) {
 	a.before.SetDeadline(time.Time{})
 	sendMessage(a.before, message{Type: "serving"}) // fails as the receipt does
 	m, _, _ := receiveMessage(a.before, 0)          // nothing, if it was killed
-	s.connections.Add(m.Totals.Connections)
-	s.lines.Add(m.Totals.Lines)
+	s.countAlso(m.Totals)
 }

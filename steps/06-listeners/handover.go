@@ -34,9 +34,13 @@ func (g *giver) give(c *socket.Conn, p peer, version int) error {
 	if g.control == nil {
 		return errGiven
 	}
+	fds, err := g.descriptors()
+	if err != nil {
+		return err
+	}
 	g.told = g.server.now()
 	m := message{Type: "offer", content: content{Version: version, Totals: g.told}}
-	if _, err := offer(c, p, g.timeout, func() error { return sendMessage(c, m, g.descriptors()...) }); err != nil {
+	if _, err := offer(c, p, g.timeout, func() error { return sendMessage(c, m, fds...) }); err != nil {
 		return err
 	}
 	log.Printf("taken over by %v", p)

@@ -50,13 +50,14 @@ func main() {
 // run is the life of one process: it takes over or begins, serves, and drains when the next one has
 // taken over.
 func run(addrs, path string, drain, timeout time.Duration) error {
+	come := catchSignals()
 	all, err := begin(addrs, path, takeOver)
 	if err != nil {
 		return err
 	}
 	s := newServer(all.listeners, all.totals)
 	g := &giver{server: s, control: all.control, timeout: timeout, taken: make(chan struct{})}
-	g.watchSignals()
+	g.answerSignals(come)
 	for _, l := range s.listeners {
 		log.Printf("listening on %v", l.Addr())
 		s.running.Go(func() { s.acceptAll(l) })

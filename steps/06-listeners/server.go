@@ -37,6 +37,11 @@ type totals struct {
 	Lines       uint64 `json:"lines"`
 }
 
+// minus is what has been counted since then.
+func (t totals) minus(then totals) totals {
+	return totals{Connections: t.Connections - then.Connections, Lines: t.Lines - then.Lines}
+}
+
 // spareFDs is how many descriptors are not for clients, but for takeovers and the like. A server that
 // has run out of them is the one that most needs to be replaced.
 const spareFDs = 64
@@ -132,6 +137,12 @@ func (s *server) now() totals {
 	t.Connections += s.connections.Load()
 	t.Lines += s.lines.Load()
 	return t
+}
+
+// countAlso adds what another process has counted.
+func (s *server) countAlso(t totals) {
+	s.connections.Add(t.Connections)
+	s.lines.Add(t.Lines)
 }
 
 func (s *server) String() string {

@@ -74,7 +74,11 @@ func (g *giver) giveAll(to *receiver, version int) (err error) {
 		}
 	}()
 	everything := content{What: "listeners", Version: version, Clients: g.server.count(), Totals: g.server.now()}
-	if err := to.offer(everything, g.descriptors(), func() {}); err != nil {
+	fds, err := g.descriptors()
+	if err == nil {
+		err = to.offer(everything, fds, func() {})
+	}
+	if err != nil {
 		return err
 	}
 	idle, busy := g.server.list()

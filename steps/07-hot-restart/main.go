@@ -64,6 +64,7 @@ func main() {
 // run is the life of one process: it takes over or begins, serves, and serves to their end those who
 // cannot move when the next one has taken over.
 func run(addrs, path string, drain, timeout time.Duration, batch int) error {
+	come := catchSignals()
 	s := newServer(batch)
 	all, err := begin(addrs, path, (&taker{server: s}).takeOver)
 	if err != nil {
@@ -75,7 +76,7 @@ func run(addrs, path string, drain, timeout time.Duration, batch int) error {
 	}
 	s.before = all.totals
 	g := &giver{server: s, control: all.control, timeout: timeout, taken: make(chan struct{})}
-	g.watchSignals()
+	g.answerSignals(come)
 	s.open(all.listeners)
 	for _, l := range all.listeners {
 		log.Printf("listening on %v", l.Addr())

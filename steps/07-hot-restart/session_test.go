@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mdlayher/socket"
 	"golang.org/x/sys/unix"
 )
 
@@ -268,5 +269,94 @@ func TestAdoptedInVain(t *testing.T) {
 	got := make([]byte, 6)
 	if _, err := io.ReadFull(client, got); err != nil {
 		t.Error(err)
+	}
+}
+
+// busyConn is a connection whose handler works, whatever anybody asks of it, until it is free.
+type busyConn struct {
+	*net.TCPConn
+	free chan struct{}
+}
+
+func (c busyConn) Write(b []byte) (int, error) {
+	<-c.free
+	return c.TCPConn.Write(b)
+}
+
+// TestSlowOneHoldsUpNobody: of many that are to move, one does not stand still. All others move, and are
+// served by the new process before it does. Then it moves, too.
+func TestSlowOneHoldsUpNobody(t *testing.T) {
+	pair2, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends []*socket.Conn
+	for _, fd := range pair2 {
+		c, err := socket.New(fd, "control")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		ends = append(ends, c)
+	}
+	from, to := newServer(maxSockets), newServer(maxSockets)
+	var clients []*net.TCPConn
+	busy := busyConn{free: make(chan struct{})}
+	for i := range 40 {
+		server, client := pair(t)
+		clients = append(clients, client)
+		c := conn(server)
+		if i == 0 {
+			busy.TCPConn = server
+			c = busy
+		}
+		s, err := newSession(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from.slots <- struct{}{}
+		from.add(s)
+	}
+	io.WriteString(clients[0], "think about it\n")
+	for _, c := range clients[1:] {
+		echoed(t, c, "hello\n")
+	}
+	taken := make(chan error, 1)
+	go func() {
+		_, err := (&taker{Conn: ends[1], server: to}).takeAll()
+		taken <- err
+	}()
+	idle, talking := from.list()
+	given := make(chan error, 1)
+	r := &receiver{Conn: ends[0], timeout: 5 * time.Minute}
+	go func() {
+		given <- (&giver{server: from}).giveSessions(r, append(idle, talking...), 8, 5*time.Minute)
+	}()
+	for end := time.Now().Add(5 * time.Minute); to.count() < len(clients)-1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d have moved", to.count())
+		}
+	}
+	for _, c := range clients[1:] {
+		echoed(t, c, "with the new one\n")
+	}
+	if n := from.count(); n != 1 {
+		t.Errorf("%d are still here", n)
+	}
+	close(busy.free)
+	if err := <-given; err != nil {
+		t.Error(err)
+	}
+	answer := make([]byte, len("think about it\n"))
+	if _, err := io.ReadFull(clients[0], answer); err != nil || string(answer) != "think about it\n" {
+		t.Errorf("the busy one's client gets %q, %v", answer, err)
+	}
+	echoed(t, clients[0], "and me\n")
+	ends[0].Close()
+	if err := <-taken; err != errGone || to.count() != len(clients) {
+		t.Errorf("%d have moved, and then: %v", to.count(), err)
+	}
+	for _, s := range r.moved {
+		s.leave()
 	}
 }
