@@ -3,7 +3,7 @@
 package main
 
 // Many connections in one offer: their sockets, and a sealed memfd with all that user space holds of
-// them. To copy: this file, session.go and socket.go. It promises that a batch is what it says, or is
+// them. To copy: this file, session.go, fdpass.go and socket.go, and content of give.go. It promises that a batch is what it says, or is
 // refused as a whole, and that its sender cannot change it any more.
 
 import (

@@ -168,7 +168,7 @@ func (s *server) add(some ...*session) {
 func (s *server) serve(c *session) {
 	if err := c.open(); err != nil {
 		log.Printf("a connection is lost: %v", err) // the poller's limits: epoll_ctl(2)
-		c.conn.Close()                              // or else serve ends at once
+		unix.Shutdown(c.fd, unix.SHUT_RDWR)         // and so serve ends at once
 	}
 	go func() {
 		asked := c.serve(&s.lines)

@@ -18,7 +18,7 @@
 //	take.go        read: the new process's side
 //	batch.go       read, copy: many connections in one offer
 //	loaddemo.go    skip: the demonstration
-//	listeners.go   known from 06, and restart.go and supervisor.go too
+//	listeners.go   known from 06, and generations.go, restart.go and supervisor.go too
 //	protocol.go    known from 04
 //	fdpass.go      known from 03
 //	control.go     known from 02

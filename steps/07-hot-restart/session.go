@@ -19,7 +19,8 @@ package main
 // Deadlines belong to the standstill. A session is stopped by one that is over: it ends the read or
 // write in which its goroutine waits, and the next one too, and says exactly how far it came. A
 // time-out or a tick of your own goes through setDeadline, and nothing else sets one: so it can neither
-// lose a request to stand still nor be lost in one.
+// lose a request to stand still nor be lost in one. It does not travel: if it must, put its end into
+// state, and such a session is not silent.
 
 import (
 	"bytes"
@@ -234,6 +235,9 @@ func (s *session) write() error {
 
 // read waits for more of what the client sends.
 func (s *session) read() error {
+	if len(s.In) == bufferSize {
+		return errors.New("a full buffer, of which answer takes nothing")
+	}
 	var failed error
 	err := s.raw.Read(func(fd uintptr) (done bool) {
 		if s.In == nil {
