@@ -91,9 +91,9 @@ func TestRestart(t *testing.T) {
 		a.echoed("with the first")
 		b.echoed("with the second")
 		first.logged(`draining for up to 30s: clients 1`)
-		if got, want := second.counted(), [4]int{2, 1, 2, 3}; got != want { // the first one's last line is not among them
-			t.Errorf("counted: %v, want %v", got, want)
-		}
+		eventually(t, "three lines are counted, without the first one's last", func() bool {
+			return second.counted() == [4]int{2, 1, 2, 3} // a client hears its line before it counts
+		})
 		a.finish("")
 		first.logged(`drained in `)
 		first.exits(0)
@@ -951,45 +951,6 @@ func TestActivation(t *testing.T) {
 			if what := third.fds()[number]; strings.HasPrefix(what, "socket:") && flags&unix.O_CLOEXEC == 0 {
 				t.Errorf("descriptor %d, %s, is not close-on-exec", number, what)
 			}
-		}
-	})
-}
-
-// TestSameListenerTwice: what a supervisor passes to each process, and the one before has too, is served once.
-func TestSameListenerTwice(t *testing.T) {
-	each(t, restarts, func(t *testing.T, s step) {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		f, err := l.(*net.TCPListener).File()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		path := meetingPlace(t)
-		var last *process
-		for range 3 {
-			p := s.start(t, args("-control", path), func(cmd *exec.Cmd) {
-				cmd.ExtraFiles = []*os.File{f}
-				cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
-				cmd.Path = "/bin/sh"
-			})
-			p.logged(`listening on `)
-			if last != nil {
-				last.exits(0)
-			}
-			last = p
-		}
-		inode, open := listening(t, l.Addr().String())[0], 0
-		for _, what := range last.fds() {
-			if what == "socket:["+inode+"]" {
-				open++
-			}
-		}
-		if lines := strings.Count(last.err.String(), "listening on "); lines != 1 || open != 1 || strings.Contains(last.err.String(), "no longer") {
-			t.Errorf("%d descriptors of it, and it says:\n%s", open, last.err)
 		}
 	})
 }
