@@ -22,7 +22,7 @@ const (
 	maxSockets = scmMaxFD - 1 // in one offer: the memfd is one more
 
 	// cutBytes is how many bytes a batch may hold before no other session is put into it, and
-	// maxBytes how many the receiver reads. The difference is more than one session can hold.
+	// maxBytes how many the receiver reads. The difference is much more than one session of echo can hold.
 	cutBytes = 1 << 20
 	maxBytes = 16 << 20
 
@@ -35,10 +35,13 @@ const (
 // make a third more of them, and somebody would have to look at each.
 type packed struct {
 	Cookie uint64 `json:"c"`
-	state
-	In  int `json:"in,omitempty"` // how many bytes: encoding/json takes these for state's own
-	Out int `json:"out,omitempty"`
+	State  state  `json:"s,omitzero"` // without In and Out
+	In     int    `json:"in,omitempty"`
+	Out    int    `json:"out,omitempty"`
 }
+
+// errUnfit is that a batch would be refused, or cannot be written down.
+var errUnfit = errors.New("does not fit an offer")
 
 // pack packs sessions that stand still: what to offer, and the descriptors that come with it. The
 // first of these is the memfd, which the caller closes.
@@ -47,6 +50,7 @@ func pack(batch []*session) (what content, fds []int, err error) {
 	list := make([]packed, len(batch))
 	for i, s := range batch {
 		list[i] = packed{s.cookie, s.state, len(s.In), len(s.Out)}
+		list[i].State.In, list[i].State.Out = nil, nil
 		if s.stood.Before(oldest) {
 			oldest = s.stood
 		}
@@ -54,11 +58,14 @@ func pack(batch []*session) (what content, fds []int, err error) {
 	what.Stood = uptime() - time.Since(oldest)
 	head, err := json.Marshal(list)
 	if err != nil {
-		return what, nil, err
+		return what, nil, fmt.Errorf("%w: %w", errUnfit, err)
 	}
 	text, size := [][]byte{head, {'\n'}}, len(head)+1 // the first newline, as JSON has none
 	for _, s := range batch {
 		text, size = append(text, s.In, s.Out), size+s.bytes()
+	}
+	if size > maxBytes {
+		return what, nil, fmt.Errorf("%w: %d bytes", errUnfit, size)
 	}
 	memfd, err := newMemfd()
 	if err != nil {
@@ -125,7 +132,7 @@ func (u *unpacker) unpack(fds []int) (batch []*session, err error) {
 			err = fmt.Errorf("it ends within connection %d", i)
 			break
 		}
-		s := &session{state: p.state, fd: fds[i], cookie: p.Cookie}
+		s := &session{state: p.State, fd: fds[i], cookie: p.Cookie}
 		s.In, s.Out = clone(rest[:p.In]), clone(rest[p.In:][:p.Out])
 		batch, rest = append(batch, s), rest[p.In+p.Out:]
 	}

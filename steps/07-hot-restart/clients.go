@@ -56,7 +56,7 @@ func newServer(batch int) *server {
 	var limit unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // cannot fail: getrlimit(2)
 	slots := max(1, int(min(limit.Cur, 1<<20))-spareFDs)
-	s := &server{batch: batch, slots: make(chan struct{}, slots), sessions: map[*session]bool{}, silent: newSilent()}
+	s := &server{batch: min(batch, maxSockets), slots: make(chan struct{}, slots), sessions: map[*session]bool{}, silent: newSilent()}
 	go s.silent.watch(s.serve)
 	return s
 }

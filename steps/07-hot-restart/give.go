@@ -16,6 +16,7 @@ package main
 // nobody else has the listeners but the new one, and they are its own.
 
 import (
+	"errors"
 	"fmt"
 	"log"
 	"time"
@@ -170,6 +171,23 @@ func (g *giver) giveBatch(to *receiver, batch []*session, meanwhile func()) erro
 		return nil
 	}
 	what, fds, err := pack(batch)
+	if errors.Is(err, errUnfit) && len(batch) == 1 {
+		log.Printf("a connection stays: %v", err)
+		batch[0].stays.Store(true)
+		g.server.serve(batch[0])
+		meanwhile()
+		return nil
+	}
+	if errors.Is(err, errUnfit) {
+		half := len(batch) / 2
+		if err := g.giveBatch(to, batch[:half], meanwhile); err != nil {
+			for _, s := range batch[half:] {
+				g.server.serve(s)
+			}
+			return err
+		}
+		return g.giveBatch(to, batch[half:], func() {})
+	}
 	if err == nil {
 		err = to.offer(what, fds, meanwhile)
 		unix.Close(fds[0]) // the memfd

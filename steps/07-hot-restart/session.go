@@ -18,7 +18,7 @@ package main
 //
 // Deadlines belong to the standstill. A session is stopped by one that is over: it ends the read or
 // write in which its goroutine waits, and the next one too, and says exactly how far it came. A
-// time-out or a tick of your own goes through setDeadline, and nothing else sets one: so it can neither
+// time-out of your own, behind which the session ends, goes through setDeadline, and nothing else sets one: so it can neither
 // lose a request to stand still nor be lost in one. It does not travel: if it must, put its end into
 // state, and such a session is not silent.
 
@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -235,8 +236,10 @@ func (s *session) write() error {
 
 // read waits for more of what the client sends.
 func (s *session) read() error {
-	if len(s.In) == bufferSize {
-		return errors.New("a full buffer, of which answer takes nothing")
+	if len(s.In) >= bufferSize {
+		err := errors.New("a client is cut off: its buffer is full, and answer takes nothing of it")
+		log.Print(err)
+		return err
 	}
 	var failed error
 	err := s.raw.Read(func(fd uintptr) (done bool) {

@@ -283,23 +283,70 @@ func (c busyConn) Write(b []byte) (int, error) {
 	return c.TCPConn.Write(b)
 }
 
-// TestSlowOneHoldsUpNobody: of many that are to move, one does not stand still. All others move, and are
-// served by the new process before it does. Then it moves, too.
-func TestSlowOneHoldsUpNobody(t *testing.T) {
-	pair2, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+// conversation is two servers, and a control connection on which the first gives and the second takes.
+func conversation(t *testing.T) (from, to *server, r *receiver, taken chan error) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var ends []*socket.Conn
-	for _, fd := range pair2 {
+	for _, fd := range fds {
 		c, err := socket.New(fd, "control")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		t.Cleanup(func() { c.Close() })
 		ends = append(ends, c)
 	}
-	from, to := newServer(maxSockets), newServer(maxSockets)
+	from, to, taken = newServer(maxSockets), newServer(maxSockets), make(chan error, 1)
+	go func() {
+		_, err := (&taker{Conn: ends[1], server: to}).takeAll()
+		taken <- err
+	}()
+	return from, to, &receiver{Conn: ends[0], timeout: 5 * time.Minute}, taken
+}
+
+// TestUnfit: a session that fits no offer stays, and is served. All others of its batch move.
+func TestUnfit(t *testing.T) {
+	from, to, r, taken := conversation(t)
+	var clients []*net.TCPConn
+	var all []*session
+	for i := range 5 {
+		server, client := pair(t)
+		s := sessionOf(t, server)
+		if i == 2 {
+			s.Out = make([]byte, maxBytes+1) // as an answer of your own might be
+		}
+		from.slots <- struct{}{}
+		from.clients.Add(1)
+		from.sessions[s] = true
+		clients, all = append(clients, client), append(all, s)
+	}
+	if err := (&giver{server: from}).giveBatch(r, all, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	if err := <-taken; err != errGone || to.count() != 4 || from.count() != 1 || !all[2].stays.Load() {
+		t.Errorf("%d have moved, %d stay; %v", to.count(), from.count(), err)
+	}
+	for i, c := range clients {
+		if i == 2 {
+			if n, err := io.CopyN(io.Discard, c, maxBytes+1); err != nil {
+				t.Errorf("it hears %d bytes: %v", n, err)
+			}
+		}
+		echoed(t, c, "still here\n")
+	}
+	for _, s := range r.moved {
+		s.leave()
+	}
+}
+
+// TestSlowOneHoldsUpNobody: of many that are to move, one does not stand still. All others move, and are
+// served by the new process before it does. Then it moves, too.
+func TestSlowOneHoldsUpNobody(t *testing.T) {
+	from, to, r, taken := conversation(t)
 	var clients []*net.TCPConn
 	busy := busyConn{free: make(chan struct{})}
 	for i := range 40 {
@@ -321,14 +368,8 @@ func TestSlowOneHoldsUpNobody(t *testing.T) {
 	for _, c := range clients[1:] {
 		echoed(t, c, "hello\n")
 	}
-	taken := make(chan error, 1)
-	go func() {
-		_, err := (&taker{Conn: ends[1], server: to}).takeAll()
-		taken <- err
-	}()
 	idle, talking := from.list()
 	given := make(chan error, 1)
-	r := &receiver{Conn: ends[0], timeout: 5 * time.Minute}
 	go func() {
 		given <- (&giver{server: from}).giveSessions(r, append(idle, talking...), 8, 5*time.Minute)
 	}()
@@ -352,7 +393,7 @@ func TestSlowOneHoldsUpNobody(t *testing.T) {
 		t.Errorf("the busy one's client gets %q, %v", answer, err)
 	}
 	echoed(t, clients[0], "and me\n")
-	ends[0].Close()
+	r.Close()
 	if err := <-taken; err != errGone || to.count() != len(clients) {
 		t.Errorf("%d have moved, and then: %v", to.count(), err)
 	}
