@@ -78,11 +78,6 @@ func TestRestart(t *testing.T) {
 		eventually(t, "the first has closed the listener", func() bool { return !first.has(inode) })
 		b := dial(t, addr)
 		b.send("is anybody there?\n")
-		select {
-		case <-first.done:
-			t.Error("the first has ended, and the second is not the main process yet")
-		default:
-		}
 		second.signal(unix.SIGCONT)
 		b.expect("is anybody there?")
 		if got := second.addr(); got != addr || !second.has(inode) {
@@ -140,53 +135,55 @@ func TestSecondSIGTERM(t *testing.T) {
 		first.signal(unix.SIGUSR2)
 		first.logged(`not started again: another process has taken over`)
 		first.signal(unix.SIGTERM)
-		first.wait()
+		if got := first.wait(); !got.Signaled() || got.Signal() != unix.SIGTERM {
+			t.Errorf("%v, want it ended by SIGTERM", first.cmd.ProcessState)
+		}
 		c.ended()
 		second.signal(unix.SIGTERM)
 		second.exits(0)
 	})
 }
 
-// TestAddresses: sockets are compared, and not text. What is asked for and there is taken over, what
-// is not there is opened, and what nobody asks for any more is closed. P is a port.
+// TestAddresses: sockets are compared, and not text. What is asked for and there is taken over, what is
+// not there is opened, and what nobody asks for any more is closed. Each row is what the generations ask
+// for, one after the other. A and B are the first one's listeners, and P is A's port, which the kernel
+// has chosen. Those that it keeps are the very sockets, to the end.
 func TestAddresses(t *testing.T) {
-	for _, row := range []struct{ first, next, serves, not string }{
-		{"127.0.0.1:P", "", "127.0.0.1:P", ""},
-		{"127.0.0.1:P", "127.0.0.1:P", "127.0.0.1:P", ""},
-		{"127.0.0.1:P", "127.0.0.1:0", "127.0.0.1:P", ""},
-		{"127.0.0.1:P", "localhost:P", "127.0.0.1:P", ""},
-		{"127.0.0.1:P", "127.0.0.2:P", "127.0.0.2:P", "127.0.0.1:P"},
-		{"127.0.0.1:P", "127.0.0.2:P,127.0.0.1:P", "127.0.0.1:P,127.0.0.2:P", ""},
-		{"127.0.0.1:P,127.0.0.2:P", "127.0.0.2:P", "127.0.0.2:P", "127.0.0.1:P"},
-		{"127.0.0.1:P", "127.0.0.1:P,127.0.0.1:P", "127.0.0.1:P", ""},
-		{"0.0.0.0:P", ":P", "127.0.0.1:P", ""},
-		{":P", "0.0.0.0:P", "127.0.0.1:P", "[::1]:P"},
-		{":P", ":P", "127.0.0.1:P", ""},
+	for _, row := range []struct{ ask, keeps, not []string }{
+		{[]string{"127.0.0.1:0", "", "A", "127.0.0.1:0", "localhost:P", "A,A", " A , A"}, []string{"A"}, nil},
+		{[]string{"127.0.0.1:0", "127.0.0.2:0"}, nil, []string{"A"}},
+		{[]string{"127.0.0.1:0", "127.0.0.2:0,A", ""}, []string{"A"}, nil},
+		{[]string{"127.0.0.1:0,127.0.0.2:0", "B"}, []string{"B"}, []string{"A"}},
+		{[]string{"0.0.0.0:0", ":P", ":P", "0.0.0.0:P"}, []string{"A"}, []string{"[::1]:P"}},
 	} {
-		t.Run(row.first+" then "+row.next, func(t *testing.T) {
+		t.Run(strings.Join(row.ask, " then "), func(t *testing.T) {
 			each(t, restarts, func(t *testing.T, s step) {
-				path, port := meetingPlace(t), freePort(t)
-				with := func(text string) string { return strings.ReplaceAll(text, "P", port) }
-				first := s.old(t, path, args("-addr", with(row.first)))
-				var before []string
-				for addr := range strings.SplitSeq(with(row.serves), ",") {
-					if strings.Contains(with(row.first), addr) {
-						before = append(before, listening(t, addr)...)
-					}
+				path := meetingPlace(t)
+				p := s.old(t, path, args("-addr", row.ask[0]))
+				count := strings.Count(row.ask[0], ",") + 1
+				eventually(t, "it serves all", func() bool { return strings.Count(p.err.String(), "listening on ") == count })
+				said := regexp.MustCompile(`listening on (\S+)`).FindAllStringSubmatch(p.err.String(), -1)
+				names := []string{"A", said[0][1], "B", said[len(said)-1][1], "P", said[0][1][strings.LastIndex(said[0][1], ":")+1:]}
+				with := strings.NewReplacer(names...).Replace
+				before := map[string]string{}
+				for _, addr := range row.keeps {
+					before[addr] = fmt.Sprint(listening(t, with(addr)))
 				}
-				s.old(t, path, args("-addr", with(row.next)))
-				first.exits(0)
-				for addr := range strings.SplitSeq(with(row.serves), ",") {
-					visits(t, addr)
-					if strings.Contains(with(row.first), addr) {
-						if now := listening(t, addr); len(now) != 1 || !strings.Contains(fmt.Sprint(before), now[0]) {
-							t.Errorf("%s was listened on by %v, and is by %v", addr, before, now)
+				for _, ask := range row.ask[1:] {
+					next := s.old(t, path, args("-addr", with(ask)))
+					p.exits(0)
+					p = next
+					for _, addr := range row.keeps {
+						if now := fmt.Sprint(listening(t, with(addr))); now != before[addr] {
+							t.Errorf("%q: %s was listened on by %v, and is by %v", ask, addr, before[addr], now)
 						}
+						visits(t, strings.Replace(with(addr), "0.0.0.0", "127.0.0.1", 1))
 					}
+					visits(t, strings.Replace(p.addr(), "0.0.0.0", "127.0.0.1", 1))
 				}
-				if row.not != "" {
-					eventually(t, "nobody serves it any more", func() bool {
-						c, err := net.Dial("tcp", with(row.not))
+				for _, addr := range row.not {
+					eventually(t, "nobody serves "+addr, func() bool {
+						c, err := net.Dial("tcp", with(addr))
 						if err == nil {
 							_ = c.Close() // whatever it says
 						}
@@ -196,21 +193,6 @@ func TestAddresses(t *testing.T) {
 			})
 		})
 	}
-}
-
-// freePort is a port that was free on all addresses a moment ago.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", ":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }
 
 // TestAddressLeft: an address that nobody asks for any more is closed only when those who wait there
@@ -264,27 +246,28 @@ func TestAddressTaken(t *testing.T) {
 func TestPrivilegedPort(t *testing.T) {
 	needsRoot(t)
 	each(t, restarts, func(t *testing.T, s step) {
-		port, from := 0, 600
-		if s.moves { // the two look for one at the same time
-			from = 800
-		}
-		for n := from; n < from+200 && port == 0; n++ {
-			if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", n)); err == nil {
-				port = n
-				l.Close()
-			}
-		}
-		if port == 0 {
-			t.Skip("no free port below 1024, or this is root without the right to bind one")
+		unprivileged, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+		if err != nil || strings.TrimSpace(string(unprivileged)) != "1024" {
+			t.Skipf("here anybody may bind ports from %s (%v)", unprivileged, err)
 		}
 		dir := folder(t)
 		if err := os.Chown(dir, nobody, nobody); err != nil {
 			t.Fatal(err)
 		}
-		path, addr := filepath.Join(dir, "control"), fmt.Sprintf("127.0.0.1:%d", port)
+		path := filepath.Join(dir, "control")
 		may := func(cmd *exec.Cmd) { cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_NET_BIND_SERVICE} }
-		first := s.old(t, path, as(nobody), may, args("-addr", addr))
-		s.start(t, as(nobody), args("-control", path+"2", "-addr", addr)).fails(`permission denied|already in use`)
+		var first *process
+		addr := ""
+		for port := 600; first == nil; port++ { // the kernel chooses none of these
+			addr = fmt.Sprintf("127.0.0.1:%d", port)
+			p := s.start(t, as(nobody), may, args("-addr", addr, "-control", path))
+			eventually(t, "it serves, or says why not", func() bool { return strings.Contains(p.err.String(), "\n") })
+			if !strings.Contains(p.err.String(), "address already in use") || port == 1023 {
+				p.logged(`listening on `)
+				first = p
+			}
+		}
+		s.start(t, as(nobody), args("-control", path+"2", "-addr", addr)).fails(`bind: permission denied`)
 		s.old(t, path, as(nobody), args("-addr", addr))
 		first.exits(0)
 		visits(t, addr)
@@ -879,6 +862,64 @@ func TestSupervisor(t *testing.T) {
 	})
 }
 
+// TestMainPID: when the old process hears that the new one serves, and so may end, the supervisor has been
+// told before whom to watch.
+func TestMainPID(t *testing.T) {
+	each(t, restarts, func(t *testing.T, s step) {
+		path, supervisor := meetingPlace(t), notified(t)
+		old := s.old(t, path)
+		young := s.start(t, args("-control", path), supervisor.env(), hook("before-send serving 1 stop"))
+		young.stopped()
+		supervisor.hears("READY=1", fmt.Sprintf("MAINPID=%d", young.pid))
+		select {
+		case <-old.done:
+			t.Error("the old process has not waited for that")
+		default:
+		}
+		young.signal(unix.SIGCONT)
+		old.exits(0)
+		visits(t, young.addr())
+	})
+}
+
+// TestWithdrawFails: the word that takes an offer back cannot be sent (ENOBUFS). The old process does not
+// act as if it had been: when the new one wakes, it finds the word, and not an orphan.
+func TestWithdrawFails(t *testing.T) {
+	each(t, restarts, func(t *testing.T, s step) {
+		path := meetingPlace(t)
+		old := s.old(t, path, hook("after-send offer 1 expire", "before-send withdraw 1 fail"))
+		young := s.start(t, args("-control", path), hook("before-send taken 1 stop"))
+		young.stopped()
+		old.logged(`withdraw: no buffer space available; trying again`)
+		old.logged(`not taken over: `)
+		young.signal(unix.SIGCONT)
+		young.fails(`gave up on this process: "pid \d+ \(uid \d+\) did not answer within`)
+		visits(t, old.addr())
+		s.old(t, path)
+		old.exits(0)
+	})
+}
+
+// TestGivenOnce: a process that has said hello while another one was taking over is offered nothing by
+// the old one. It finds the one that has everything.
+func TestGivenOnce(t *testing.T) {
+	each(t, restarts, func(t *testing.T, s step) {
+		path := meetingPlace(t)
+		old := s.old(t, path)
+		one := s.start(t, args("-control", path), hook("before-send taken 1 stop"))
+		one.stopped() // the offer is open
+		other := s.start(t, args("-control", path), hook("after-send hello 1 stop"))
+		other.stopped()
+		one.signal(unix.SIGCONT)
+		one.logged(`listening on `)
+		other.signal(unix.SIGCONT)
+		other.logged(fmt.Sprintf(`taken over from pid %d `, one.pid))
+		old.exits(0)
+		one.exits(0)
+		visits(t, other.addr())
+	})
+}
+
 // TestDeafSupervisor: nobody reads the notification socket, and it is full. Takeovers and SIGTERM
 // work all the same.
 func TestDeafSupervisor(t *testing.T) {
@@ -1026,6 +1067,8 @@ func TestNoRoomForTheOffer(t *testing.T) {
 	each(t, restarts, func(t *testing.T, s step) {
 		path := meetingPlace(t)
 		old := s.old(t, path)
+		c := dial(t, old.addr())
+		c.echoed("hello")
 		young := s.start(t, args("-control", path), hook("after-send hello 1 stop"))
 		young.stopped()
 		young.limitFDs(0)
@@ -1033,6 +1076,8 @@ func TestNoRoomForTheOffer(t *testing.T) {
 		young.fails(`offer from pid \d+ .*descriptors lost \(MSG_CTRUNC\): is this process out of descriptors\? \(ulimit -n\)`)
 		visits(t, old.addr())
 		s.old(t, path)
+		c.echoed("still here")
+		c.finish("")
 		old.exits(0)
 	})
 }

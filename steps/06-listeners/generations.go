@@ -6,6 +6,7 @@ package main
 // end. What is offered in between, and how, is in other files.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,7 +106,7 @@ func (g *giver) descriptors() ([]int, error) {
 	fds := []int{control, g.control.lock}
 	for _, l := range g.server.listeners {
 		fd, _, failed := identify(l)
-		fds, err = append(fds, fd), errors.Join(err, failed)
+		fds, err = append(fds, fd), cmp.Or(err, failed)
 	}
 	return fds, err
 }
@@ -138,7 +139,7 @@ type everything struct {
 
 // errAgain is that the process that listened at the control path has just ended, or given everything
 // to another one.
-var errAgain = errors.New("the process that listens there changes all the time")
+var errAgain = errors.New("there is always another process at the control path")
 
 // taking takes everything from the process at the other end of c.
 type taking func(c *socket.Conn, addrs, path string, inherited []*net.TCPListener) (*everything, error)
@@ -181,12 +182,14 @@ func beFirst(addrs, path string, inherited []*net.TCPListener) (*everything, err
 	listeners, _, err := arrange(addrs, inherited, nil)
 	if err != nil {
 		control.remove()
+		return nil, err
 	}
-	return &everything{control: control, listeners: listeners, totals: totals{Generation: 1}}, err
+	return &everything{control: control, listeners: listeners, totals: totals{Generation: 1}}, nil
 }
 
 // ask says hello to the process at the other end of c, and returns what that answers: an offer. The
-// error is errAgain if it has ended, or given everything to another process.
+// error is errAgain if it has ended, or given everything to another process, and then c is closed.
+// After any other this process ends, and the kernel closes what it has.
 func ask(c *socket.Conn) (old peer, m message, fds []int, err error) {
 	if old, err = peerOf(c); err != nil {
 		return old, m, nil, err
@@ -208,8 +211,8 @@ func ask(c *socket.Conn) (old peer, m message, fds []int, err error) {
 	return old, m, fds, err
 }
 
-// adopt makes sockets of an offer's descriptors, if each is what it should be. After an error they stay
-// open, as this process ends.
+// adopt makes sockets of an offer's descriptors, if each is what it should be. After an error this
+// process ends, and the kernel closes them.
 func adopt(m message, fds []int, path string) (*everything, error) {
 	if len(fds) < 2 || m.Version < minVersion || m.Version > maxVersion {
 		return nil, fmt.Errorf("an offer with %d descriptors, in version %d of the protocol", len(fds), m.Version)

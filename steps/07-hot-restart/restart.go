@@ -121,7 +121,8 @@ func (g *giver) startAgain() {
 	notify("READY=1") // of this process: systemctl reload returns
 }
 
-// restore makes the control path anew if somebody has removed it, as those do who tidy up /tmp.
+// restore makes the control path anew if somebody has removed it, as in tidying up /tmp. The lock is
+// still this process's.
 func (g *giver) restore() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
