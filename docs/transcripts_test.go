@@ -451,7 +451,7 @@ var kinds = []struct {
 	{"port", "8080", regexp.MustCompile(`127\.0\.0\.[12][: ](\d+)|htons\((\d+)\)`)},
 	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)| ([1-9]\d*) \* (?:0|([1-9]\d*)) users`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
-	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\b(?:bind|listen|accept4|epoll_ctl|pidfd_getfd)\((\d+)|pidfd_getfd\(\d+, (\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
+	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\bpidfd_getfd\((\d+), (\d+)|\b(?:bind|listen|accept4|epoll_ctl)\((\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
 	{"byte", "", regexp.MustCompile(`01 00 00 00 01 00 00 00 ([0-9a-f]{2}) 00 00 00`)},
 	{"user", "", regexp.MustCompile(`[ug]id (\d+)|^\S+ +\d+ +(\S+) .* IPv4 `)},
 	{"folder", "1", regexp.MustCompile(`(?:steal-demo-?|scm-rights-)(\d+)`)},
@@ -568,6 +568,8 @@ func TestRenaming(t *testing.T) {
 		{"echo 2 you 1u IPv4 5 0t0", "echo 888 root 9u IPv4 4 0t0", true},
 		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=9))`, true},
 		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=8))`, false},
+		{"pidfd_getfd(20, 21, 0) = 22", "pidfd_getfd(920, 921, 0) = 922", true},
+		{"pidfd_getfd(20, 21, 0) = 22", "pidfd_getfd(920, 922, 0) = 921", false},
 	} {
 		if got := r.same(c.page, c.run); got != c.same {
 			t.Errorf("%q and %q: %v", c.page, c.run, got)
