@@ -77,7 +77,7 @@ func (g *giver) giveAll(to *receiver, version int) (err error) {
 	everything := content{What: "listeners", Version: version, Clients: g.server.count(), Totals: g.server.now()}
 	fds, err := g.descriptors()
 	if err == nil {
-		err = to.offer(everything, fds, func() {})
+		err = to.offer(everything, fds...)
 	}
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func (g *giver) giveAll(to *receiver, version int) (err error) {
 	err = g.giveSessions(to, append(idle, busy...), g.server.batch, min(g.timeout, 250*time.Millisecond))
 	if err == nil {
 		g.told = g.server.now()
-		err = to.offer(content{What: "done", Totals: g.told}, nil, func() {})
+		err = to.offer(content{What: "done", Totals: g.told})
 	}
 	if err != nil {
 		g.server.open(g.server.listeners)
@@ -113,11 +113,9 @@ type receiver struct {
 
 // offer offers something, and does something else while the new process looks at it. After nil that has
 // it. If it took it in the last moment, the conversation is over, and the next offer fails.
-func (r *receiver) offer(what content, fds []int, meanwhile func()) error {
+func (r *receiver) offer(what content, fds ...int) error {
 	_, err := offer(r.Conn, r.peer, r.timeout, func() error {
-		err := sendMessage(r.Conn, message{Type: "offer", content: what}, fds...)
-		meanwhile()
-		return err
+		return sendMessage(r.Conn, message{Type: "offer", content: what}, fds...)
 	})
 	return err
 }
@@ -148,26 +146,26 @@ func (g *giver) giveSessions(to *receiver, list []*session, most int, patience t
 				moving = append(moving, s)
 			}
 		}
-		// The next ones come to a stand while these move: as many as there is room for in a batch, beside
-		// those who stand or are late; or others, if all are late.
-		n := most - st.asked
-		if len(batch) == 0 {
-			n = most
-		}
-		if err := g.giveBatch(to, moving, func() { st.ask(n) }); err != nil {
+		if err := g.giveBatch(to, moving); err != nil {
 			return err
 		}
 		if !patient {
 			break
 		}
+		// The next ones: as many as there is room for in a batch beside those who stand or are late; or
+		// others, if all are late.
+		n := most - st.asked
+		if len(batch) == 0 {
+			n = most
+		}
+		st.ask(n)
 	}
 	return nil
 }
 
 // giveBatch gives sessions that stand still.
-func (g *giver) giveBatch(to *receiver, batch []*session, meanwhile func()) error {
+func (g *giver) giveBatch(to *receiver, batch []*session) error {
 	if len(batch) == 0 {
-		meanwhile()
 		return nil
 	}
 	what, fds, err := pack(batch)
@@ -175,21 +173,20 @@ func (g *giver) giveBatch(to *receiver, batch []*session, meanwhile func()) erro
 		log.Printf("a connection stays: %v", err)
 		batch[0].stays.Store(true)
 		g.server.serve(batch[0])
-		meanwhile()
 		return nil
 	}
 	if errors.Is(err, errUnfit) {
 		half := len(batch) / 2
-		if err := g.giveBatch(to, batch[:half], meanwhile); err != nil {
+		if err := g.giveBatch(to, batch[:half]); err != nil {
 			for _, s := range batch[half:] {
 				g.server.serve(s)
 			}
 			return err
 		}
-		return g.giveBatch(to, batch[half:], func() {})
+		return g.giveBatch(to, batch[half:])
 	}
 	if err == nil {
-		err = to.offer(what, fds, meanwhile)
+		err = to.offer(what, fds...)
 		unix.Close(fds[0]) // the memfd
 	}
 	if err != nil {

@@ -323,7 +323,7 @@ func TestUnfit(t *testing.T) {
 		from.sessions[s] = true
 		clients, all = append(clients, client), append(all, s)
 	}
-	if err := (&giver{server: from}).giveBatch(r, all, func() {}); err != nil {
+	if err := (&giver{server: from}).giveBatch(r, all); err != nil {
 		t.Fatal(err)
 	}
 	r.Close()
