@@ -248,6 +248,23 @@ func TestSilent(t *testing.T) {
 	c.leave()
 }
 
+// TestTakenWakesOnce: the socket of a session that has moved is still in the epoll set, and has unread
+// input for as long as the other process likes. This one is not woken for it again and again.
+func TestTakenWakesOnce(t *testing.T) {
+	server, client := pair(t)
+	set, c, events := newSilent(), sessionOf(t, server), make([]unix.EpollEvent, 1)
+	if err := set.add(c); err != nil || !set.take(c) {
+		t.Fatal("not in the set:", err)
+	}
+	io.WriteString(client, "for another\n")
+	if n, err := unix.EpollWait(set.epoll, events, 30_000); n != 1 {
+		t.Error("not woken at all:", err)
+	}
+	if n, _ := unix.EpollWait(set.epoll, events, 0); n != 0 {
+		t.Error("woken again")
+	}
+}
+
 // TestAdoptedInVain: what was not to be is closed, and not ended; a byte that came is not lost.
 func TestAdoptedInVain(t *testing.T) {
 	server, client := pair(t)

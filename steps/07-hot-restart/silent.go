@@ -31,22 +31,30 @@ func newSilent() *silent {
 	return &silent{epoll: epoll, all: map[int32]*session{}}
 }
 
-// add adds a session. The caller holds mu.
+// add adds a session, which may speak up once. The caller holds mu.
 func (s *silent) add(c *session) error {
 	s.all[int32(c.fd)] = c
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, c.fd,
-		&unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP, Fd: int32(c.fd)}))
+		&unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: int32(c.fd)}))
 }
 
-// remove removes a session, and reports whether it was there. The caller holds mu. (To close the
-// descriptor would not remove it, as long as another process has the socket: epoll(7).)
-func (s *silent) remove(c *session) bool {
+// take takes a session that is not to be heard here any more, and reports whether it was there. The
+// caller holds mu. The socket stays in the set: to remove it would be half of what moving it costs here.
+// If its client speaks up, that is for nobody, and once.
+func (s *silent) take(c *session) bool {
 	if s.all[int32(c.fd)] != c {
 		return false
 	}
 	delete(s.all, int32(c.fd))
-	unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // fails if add has
 	return true
+}
+
+// remove removes a session, and its socket from the set, where it would be as long as another process
+// has it: epoll(7). The caller holds mu.
+func (s *silent) remove(c *session) {
+	if s.take(c) {
+		unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // fails if add has
+	}
 }
 
 // watch calls wake for every session whose client has something to say, which it removes.
@@ -56,7 +64,8 @@ func (s *silent) watch(wake func(*session)) {
 		n, _ := unix.EpollWait(s.epoll, events, -1) // EINTR: signal(7)
 		s.mu.Lock()
 		for _, e := range events[:max(n, 0)] {
-			if c := s.all[e.Fd]; c != nil && s.remove(c) {
+			if c := s.all[e.Fd]; c != nil {
+				s.remove(c)
 				wake(c)
 			}
 		}
@@ -100,7 +109,7 @@ func (s *server) adopt(batch []*session, commit func() error) error {
 func (s *server) halt(c *session, to chan<- *session) {
 	s.silent.mu.Lock()
 	defer s.silent.mu.Unlock()
-	if s.silent.remove(c) {
+	if s.silent.take(c) {
 		c.stood = time.Now()
 		to <- c
 	} else {
