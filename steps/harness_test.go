@@ -264,6 +264,9 @@ func hook(specs ...string) how {
 	}
 }
 
+// patient is a time-out that never comes, unless the test says something else behind it.
+var patient = args("-timeout", "1h")
+
 // start starts a step, and ends it with the test.
 func (s step) start(t *testing.T, with ...how) *process {
 	t.Helper()
@@ -272,7 +275,7 @@ func (s step) start(t *testing.T, with ...how) *process {
 		t.Fatal(err)
 	}
 	if s.restarts {
-		with = append([]how{intoFile(t)}, with...)
+		with = append([]how{intoFile(t), patient}, with...)
 	}
 	return start(t, path, with...)
 }
@@ -318,8 +321,7 @@ func start(t *testing.T, path string, with ...how) *process {
 	return p
 }
 
-// old starts a step's old process, and waits until it listens. Its time-out is one that never comes,
-// unless the test says something else.
+// old starts a step's old process, and waits until it listens.
 func (s step) old(t *testing.T, path string, with ...how) *process {
 	t.Helper()
 	var usual []string
@@ -329,8 +331,8 @@ func (s step) old(t *testing.T, path string, with ...how) *process {
 	if s.meets || s.restarts {
 		usual = append(usual, "-control", path)
 	}
-	if s.steals || s.restarts {
-		usual = append(usual, "-timeout", "1h")
+	if s.steals {
+		with = append([]how{patient}, with...)
 	}
 	p := s.start(t, append([]how{args(usual...)}, with...)...)
 	p.logged(`listening on `)

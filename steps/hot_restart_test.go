@@ -35,7 +35,7 @@ func first(t *testing.T, path string, with ...how) *process {
 // next starts one more process at a path, and does not wait for it.
 func next(t *testing.T, path, addr string, with ...how) *process {
 	t.Helper()
-	usual := args("-addr", addr, "-control", path, "-timeout", "1h", "-drain", "1h")
+	usual := args("-addr", addr, "-control", path, "-drain", "1h")
 	return hotRestart.start(t, append([]how{usual}, with...)...)
 }
 

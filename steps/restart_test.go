@@ -717,7 +717,7 @@ func TestSIGUSR2(t *testing.T) {
 				if err := os.Mkdir(filepath.Join(dir, "work"), 0o755); err != nil {
 					t.Fatal(err)
 				}
-				old := start(t, filepath.Join(dir, "program"), intoFile(t), args("-addr", "127.0.0.1:0", "-control", "../control"), func(cmd *exec.Cmd) {
+				old := start(t, filepath.Join(dir, "program"), intoFile(t), patient, args("-addr", "127.0.0.1:0", "-control", "../control"), func(cmd *exec.Cmd) {
 					cmd.Dir = filepath.Join(dir, "work")
 				})
 				addr := old.addr()
@@ -736,7 +736,7 @@ func TestSIGUSR2(t *testing.T) {
 				c.echoed("with the old one")
 				c.finish("")
 				old.exits(0)
-				next := start(t, filepath.Join(dir, "program"), intoFile(t), args("-control", filepath.Join(dir, "control"))) // it finds the path
+				next := start(t, filepath.Join(dir, "program"), intoFile(t), patient, args("-control", filepath.Join(dir, "control"))) // it finds the path
 				next.logged(fmt.Sprintf(`taken over from pid %d .*, generation 2`, pid))
 			})
 		})
@@ -758,7 +758,7 @@ func TestSIGUSR2InVain(t *testing.T) {
 				program, path := filepath.Join(dir, "program"), filepath.Join(dir, "control")
 				install(t, filepath.Join(bin, s.name), program)
 				supervisor := notified(t)
-				old := start(t, program, intoFile(t), args("-addr", "127.0.0.1:0", "-control", path), supervisor.env())
+				old := start(t, program, intoFile(t), patient, args("-addr", "127.0.0.1:0", "-control", path), supervisor.env())
 				supervisor.hears("READY=1", fmt.Sprintf("MAINPID=%d", old.pid))
 				if err := os.Remove(program); err != nil {
 					t.Fatal(err)

@@ -26,7 +26,7 @@ func notify(lines ...string) {
 	}
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"}) // @: abstract
 	if err == nil {
-		c.SetDeadline(time.Now().Add(time.Second))
+		c.SetDeadline(time.Now().Add(3 * time.Second))
 		_, err = c.Write([]byte(strings.Join(lines, "\n")))
 		c.Close()
 	}
