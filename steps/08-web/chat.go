@@ -1,0 +1,169 @@
+//go:build linux
+
+package main
+
+// A chat over WebSockets: a mode. What a client has sent in part is in its state, and so is how far it has read
+// the room.
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"unicode/utf8"
+
+	"github.com/gobwas/ws"
+)
+
+// maxMessage is how long a message may be, all of its fragments together.
+const maxMessage = 1 << 20
+
+// chat is the mode of a WebSocket. A message comes in frames, and a frame in pieces.
+type chat struct {
+	Frame   ws.Header     `json:"frame"`         // what has begun to come
+	Left    int64         `json:"left"`          // of its payload
+	Kind    ws.OpCode     `json:"kind"`          // of the message that has begun: text or binary; 0: none has
+	Message []byte        `json:"msg,omitempty"` // what has come of that
+	Pong    []byte        `json:"pong"`          // the answer to the last ping; nil: there is none
+	Code    ws.StatusCode `json:"code"`          // why it is to be closed; 0: it is not
+	Reader  reader        `json:"reader"`        // of the room
+}
+
+var chatters sleepers // those in this mode
+
+// serveChat begins. A page of another site could use its visitor's address and cookies here: browsers say where
+// the page is from.
+func serveChat(w http.ResponseWriter, r *http.Request) {
+	if origin, err := url.Parse(r.Header.Get("Origin")); err != nil || origin.Host != "" && origin.Host != r.Host {
+		http.Error(w, "a page of another site", http.StatusForbidden)
+		return
+	}
+	c, _, _, err := ws.UpgradeHTTP(r, w)
+	if err != nil {
+		return // it has said so
+	}
+	x := c.(*exchange)
+	x.Chat = &chat{Reader: chatRoom.join()}
+	x.Close()
+}
+
+func (c *chat) step(s *session) bool {
+	for !s.Ended && c.Code == 0 && c.receive(s) {
+	}
+	if c.Code != 0 {
+		s.In = shrink(s.In, len(s.In))
+	}
+	chatters.add(s)
+	return c.send(s)
+}
+
+// receive takes a frame from what has come, or a piece of one, and reports whether there may be more.
+func (c *chat) receive(s *session) bool {
+	if c.Left == 0 {
+		in := bytes.NewReader(s.In)
+		h, err := ws.ReadHeader(in)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return false
+		}
+		expects := ws.StateServerSide
+		if c.Kind != 0 {
+			expects |= ws.StateFragmented
+		}
+		if err == nil {
+			err = ws.CheckHeader(h, expects)
+		}
+		switch {
+		case err != nil:
+			c.Code = ws.StatusProtocolError
+			return false
+		case h.OpCode.IsControl() && int64(in.Len()) < h.Length:
+			return false // it is short, and must be here as a whole
+		case h.OpCode.IsData() && h.Length > maxMessage-int64(len(c.Message)):
+			c.Code = ws.StatusMessageTooBig
+			return false
+		}
+		s.In = shrink(s.In, len(s.In)-in.Len())
+		c.Frame, c.Left = h, h.Length
+	}
+	n := min(c.Left, int64(len(s.In)))
+	payload := bytes.Clone(s.In[:n])
+	ws.Cipher(payload, c.Frame.Mask, int(c.Frame.Length-c.Left)) // unmasks
+	s.In, c.Left = shrink(s.In, int(n)), c.Left-n
+	switch c.Frame.OpCode {
+	case ws.OpPing:
+		c.Pong = append([]byte{}, payload...) // only the last one must be answered: RFC 6455, 5.5.3
+	case ws.OpClose:
+		c.close(payload)
+	case ws.OpText, ws.OpBinary:
+		c.Kind = c.Frame.OpCode
+		fallthrough
+	case ws.OpContinuation:
+		c.Message = append(c.Message, payload...)
+		if c.Left == 0 && c.Frame.Fin {
+			c.post()
+		}
+	}
+	return c.Left == 0
+}
+
+// close answers a close frame with the same code, if that is one that may be sent.
+func (c *chat) close(payload []byte) {
+	code, reason := ws.ParseCloseFrameData(payload)
+	switch {
+	case len(payload) == 0:
+		c.Code = ws.StatusNormalClosure
+	case ws.CheckCloseFrameData(code, reason) != nil:
+		c.Code = ws.StatusProtocolError
+	default:
+		c.Code = code
+	}
+}
+
+// post gives a whole message to the room.
+func (c *chat) post() {
+	message, kind := c.Message, c.Kind
+	c.Message, c.Kind = nil, 0
+	if kind == ws.OpText && !utf8.Valid(message) {
+		c.Code = ws.StatusInvalidFramePayloadData
+	} else if err := chatRoom.post(ws.NewFrame(kind, true, message)); err != nil {
+		c.Code = ws.StatusInternalServerError
+	}
+}
+
+// send says what the room has said since, as much as fits; and, between two frames, what concerns this
+// client alone.
+func (c *chat) send(s *session) bool {
+	for len(s.Out) < bufferSize/2 {
+		if c.Reader.Left == 0 && c.Pong != nil {
+			s.frame(ws.NewPongFrame(c.Pong))
+			c.Pong = nil
+		}
+		if c.Reader.Left == 0 && c.Code != 0 {
+			s.frame(ws.NewCloseFrame(ws.NewCloseFrameBody(c.Code, "")))
+			s.Chat, s.Bye = nil, &farewell{}
+			return true
+		}
+		some, err := chatRoom.read(&c.Reader)
+		if err != nil {
+			c.Code = ws.StatusPolicyViolation // it is too far behind
+			continue
+		}
+		if len(some) == 0 {
+			break
+		}
+		s.say(some)
+	}
+	return len(s.Out) > 0
+}
+
+func (s *session) frame(f ws.Frame) {
+	ws.WriteFrame(sayer{s}, f) // which does not fail
+}
+
+type sayer struct{ *session }
+
+func (s sayer) Write(b []byte) (int, error) {
+	s.say(b)
+	return len(b), nil
+}

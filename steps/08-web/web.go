@@ -1,0 +1,132 @@
+//go:build linux
+
+package main
+
+// What a session is here: between two requests, in one, or in a mode. It is all that session.go wants to
+// know of a protocol. net/http answers requests, in http.go, and never has the connection: between two of
+// them it owns nothing, and within one this process does not let go of the session.
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// state is what has to travel with the socket. At most one of the modes is not nil: that is the session's.
+type state struct {
+	In    []byte    `json:"in,omitempty"`     // read, and not yet answered
+	Out   []byte    `json:"out,omitempty"`    // an answer that the kernel has not accepted yet
+	Ended bool      `json:"ended,omitempty"`  // end-of-file has been read
+	Until time.Time `json:"until,omitzero"`   // by when the rest of the request must have come
+	Event *events   `json:"events,omitempty"` // mode: it is told something again and again
+	Chat  *chat     `json:"chat,omitempty"`   // mode: a WebSocket
+	Bye   *farewell `json:"bye,omitempty"`    // mode: all has been said
+}
+
+// mode is what a session does that is no exchange of requests any more. Its state is in its exported
+// fields, and so it goes on elsewhere.
+type mode interface {
+	// step takes what it can use from In, puts into Out what there is to say, and reports whether that
+	// is something. It waits for nothing.
+	step(s *session) bool
+}
+
+// mode returns the session's, or nil between two requests.
+func (s *session) mode() mode {
+	switch {
+	case s.Event != nil:
+		return s.Event
+	case s.Chat != nil:
+		return s.Chat
+	case s.Bye != nil:
+		return s.Bye
+	}
+	return nil
+}
+
+// isSilent reports whether there is nothing to be done before the client says something.
+func (s *session) isSilent() bool { return s.bytes() == 0 && !s.Ended && s.mode() == nil }
+
+// patience is how long a client may take for a request, from its first byte to the end of its head, or
+// of a body that fits the buffer.
+var patience = 10 * time.Second
+
+// answer answers the request that has been read, if it has been, and reports whether there may be more.
+func (s *session) answer(requests *atomic.Uint64) bool {
+	if m := s.mode(); m != nil {
+		return m.step(s)
+	}
+	e, here := endOf(s.In)
+	if here {
+		requests.Add(1)
+		s.Until = time.Time{}
+		s.exchange(e)
+		return true
+	}
+	if len(s.In) > 0 && s.Until.IsZero() {
+		s.Until = time.Now().Add(patience)
+	}
+	if s.Until != s.deadline { // it is new, or has come from another process
+		s.setDeadline(s.Until)
+	}
+	return false
+}
+
+// say adds to what there is to say.
+func (s *session) say(b []byte) {
+	if s.Out == nil {
+		s.Out = newBuffer()
+	}
+	s.Out = append(s.Out, b...)
+}
+
+// wake makes a session in a mode look whether there is something to say, and fails if its connection has
+// been closed, or moved.
+func (s *session) wake() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn.SetDeadline(past) // serve sets another one, and goes on; or it is asked to stand still, and this is the same
+}
+
+// sleepers are sessions that have to be woken: nothing that their clients do makes them say what they say.
+type sleepers struct {
+	mu  sync.Mutex
+	all map[*session]bool
+}
+
+// add is called at each step: who goes on after a standstill is there again.
+func (l *sleepers) add(s *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = map[*session]bool{}
+	}
+	l.all[s] = true
+}
+
+// wake wakes all, and forgets those that have gone.
+func (l *sleepers) wake() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for s := range l.all {
+		if s.wake() != nil {
+			delete(l.all, s)
+		}
+	}
+}
+
+// farewell is the mode of a session that has said all. It does not close at once: what its client is still
+// sending would be answered with a reset, which can destroy the last answer on its way.
+type farewell struct {
+	Until time.Time `json:"until,omitzero"`
+}
+
+func (f *farewell) step(s *session) bool {
+	s.In = shrink(s.In, len(s.In))
+	if f.Until.IsZero() {
+		f.Until = time.Now().Add(time.Second)
+		s.hangUp()
+	}
+	s.setDeadline(f.Until) // or until the client closes
+	return false
+}
