@@ -30,8 +30,6 @@ type chat struct {
 	Reader  reader        `json:"reader"`        // of the room
 }
 
-var chatters sleepers // those in this mode
-
 // serveChat begins. A page of another site could use its visitor's address and cookies here: browsers say where
 // the page is from.
 func serveChat(w http.ResponseWriter, r *http.Request) {
@@ -44,7 +42,7 @@ func serveChat(w http.ResponseWriter, r *http.Request) {
 		return // it has said so
 	}
 	x := c.(*exchange)
-	x.Chat = &chat{Reader: chatRoom.join()}
+	x.Chat = &chat{Reader: reader{At: chatRoom.end.Load()}} // what is said from now on
 	x.Close()
 }
 
@@ -54,7 +52,7 @@ func (c *chat) step(s *session) bool {
 	if c.Code != 0 {
 		s.In = shrink(s.In, len(s.In))
 	}
-	chatters.add(s)
+	chatRoom.enter(s)
 	return c.send(s)
 }
 

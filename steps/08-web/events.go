@@ -20,13 +20,13 @@ const tick = 100 * time.Millisecond
 // events is the mode of a client that is told something ten times a second.
 type events struct {
 	Next int64     `json:"next"` // the number of the next event
-	Due  time.Time `json:"due"`  // when there will be one
+	Due  time.Time `json:"due"`  // when that will be
+
+	woken time.Time // for when this process has set an alarm
 }
 
-var (
-	listeners  sleepers     // those in this mode
-	generation atomic.Int64 // this process's; 0: it is taking over, and does not know yet
-)
+// generation is this process's; 0: it is taking over, and does not know yet.
+var generation atomic.Int64
 
 // serveEvents begins. Last-Event-ID is from those who come over another connection: nothing is left out.
 func serveEvents(w http.ResponseWriter, r *http.Request) {
@@ -48,7 +48,10 @@ func (e *events) step(s *session) bool {
 		s.say(fmt.Appendf(nil, "id: %d\ndata: {\"pid\": %d, \"generation\": %d}\n\n", e.Next, os.Getpid(), generation.Load()))
 		e.Next, e.Due = e.Next+1, e.Due.Add(tick)
 	}
-	listeners.add(s)
+	if e.woken != e.Due {
+		e.woken = e.Due
+		time.AfterFunc(time.Until(e.Due), func() { s.wake() }) // fails if it has moved, and an alarm rings there
+	}
 	return len(s.Out) > 0
 }
 

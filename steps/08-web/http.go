@@ -41,7 +41,11 @@ func (s *session) exchange(e ending) {
 	if s.mode() == nil && !(x.kept.Load() && x.ended()) {
 		s.Bye = &farewell{}
 	}
-	s.setDeadline(time.Time{}) // if it has been asked to stand still, it hears that now
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.asked != nil { // to stand still: now it hears that
+		s.conn.SetDeadline(past)
+	}
 }
 
 // exchanges is the listener from which net/http accepts.

@@ -74,7 +74,6 @@ func run(addrs, path string, drain, timeout time.Duration, batch int) error {
 	if err := chatRoom.open(path + ".room"); err != nil {
 		return err
 	}
-	go tickAlways()
 	web.Handler = handler()
 	go web.Serve(exchanges)
 	s := newServer(batch)

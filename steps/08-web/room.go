@@ -9,51 +9,82 @@ package main
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/gobwas/ws"
 	"golang.org/x/sys/unix"
 )
 
-// room is a file: in its first eight bytes the position behind the last frame, and from there on frames, as
-// they are sent. A process that is killed in the middle of one leaves that position as it was.
+// room is a file with frames, one after the other, as they are sent. Its first page is for one number, which all
+// processes have mapped: where the last frame ends. Who is killed while writing one leaves that as it was.
 type room struct {
 	fd  int
-	mu  sync.Mutex
-	end atomic.Int64 // as far as this process knows
+	end *atomic.Int64
+
+	mu   sync.Mutex
+	here map[*session]bool // some may have left
+	seen int64             // these know that there is something up to here
 }
 
 var chatRoom room
 
-// roomBegins is the position of the first frame, and maxBehind how far a reader may be behind: what is older
-// is given back to the file system.
-const roomBegins, maxBehind = 8, 16 << 20
+// roomBegins is where the first frame is, and maxBehind how far a reader may be behind the end: what is twice as
+// old is given back to the file system.
+const roomBegins, maxBehind = 4 << 10, 16 << 20
 
-// open opens the file, or makes it.
+// open opens the file, or makes it, and looks into it from then on.
 func (r *room) open(path string) (err error) {
+	r.here = map[*session]bool{}
 	if r.fd, err = unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600); err != nil {
 		return fmt.Errorf("open %s, which has the chat: %w", path, err)
 	}
-	r.look()
+	var page []byte
+	if _, err = unix.Pwrite(r.fd, []byte{0}, roomBegins-1); err == nil { // so that there is a page
+		page, err = unix.Mmap(r.fd, 0, roomBegins, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
+	if err != nil {
+		return fmt.Errorf("map %s: %w", path, err)
+	}
+	r.end = (*atomic.Int64)(unsafe.Pointer(&page[0])) // mmap(2): a page begins where any number may
+	r.end.CompareAndSwap(0, roomBegins)
+	go func() {
+		for range time.Tick(tick) { // what is said here is heard at once
+			r.mu.Lock()
+			r.look()
+			r.mu.Unlock()
+		}
+	}()
 	return nil
 }
 
-// look finds out where the room ends by now, and reports whether somebody has said something: here, or in
-// the other process.
-func (r *room) look() bool {
-	text := make([]byte, roomBegins)
-	unix.Pread(r.fd, text, 0) // an empty file is one without frames
-	end := max(roomBegins, int64(binary.NativeEndian.Uint64(text)))
-	return r.end.Swap(end) != end
+// enter is called at each step of a session: who goes on after a standstill is here again.
+func (r *room) enter(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.here[s] = true
 }
 
-// post adds a frame, and wakes all who are here. The lock is for the other process, and goes with this one if it is killed.
+// look wakes all who are here if somebody has said something: here, or in the other process. The caller holds mu.
+func (r *room) look() {
+	end := r.end.Load()
+	if end == r.seen {
+		return
+	}
+	r.seen = end
+	for s := range r.here {
+		if s.wake() != nil {
+			delete(r.here, s)
+		}
+	}
+}
+
+// post adds a frame. The lock keeps the other process out, and goes with this one if it is killed.
 func (r *room) post(f ws.Frame) error {
 	frame, err := ws.CompileFrame(f)
 	if err != nil {
@@ -65,20 +96,15 @@ func (r *room) post(f ws.Frame) error {
 		return os.NewSyscallError("flock", err)
 	}
 	defer unix.Flock(r.fd, unix.LOCK_UN)
-	r.look()
 	end := r.end.Load()
-	n, err := unix.Pwrite(r.fd, frame, end)
-	if err == nil && n == len(frame) {
-		_, err = unix.Pwrite(r.fd, binary.NativeEndian.AppendUint64(nil, uint64(end)+uint64(n)), 0)
-	}
-	if err != nil || n < len(frame) {
+	if n, err := unix.Pwrite(r.fd, frame, end); n < len(frame) {
 		return fmt.Errorf("a message of %d bytes is lost, pwrite wrote %d: %w", len(frame), n, err)
 	}
-	if old := end - 2*maxBehind; old > 4096 { // fails where a file can have no holes
-		unix.Fallocate(r.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 4096, old-4096)
+	r.end.Store(end + int64(len(frame)))
+	if old := end - 2*maxBehind; old > roomBegins { // fails where a file can have no holes
+		unix.Fallocate(r.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, roomBegins, old-roomBegins)
 	}
 	r.look()
-	chatters.wake()
 	return nil
 }
 
@@ -87,9 +113,6 @@ type reader struct {
 	At   int64 `json:"at"`   // the position of what comes next
 	Left int64 `json:"left"` // so much of the frame that has begun
 }
-
-// join returns where a client begins: with what is said from now on.
-func (r *room) join() reader { return reader{At: r.end.Load()} }
 
 // read returns what comes next for a client, as much as a session's buffer holds; nothing, if nobody has said anything.
 func (r *room) read(from *reader) ([]byte, error) {
@@ -111,14 +134,4 @@ func (r *room) read(from *reader) ([]byte, error) {
 	some = some[:min(from.Left, int64(len(some)))]
 	from.At, from.Left = from.At+int64(len(some)), from.Left-int64(len(some))
 	return some, nil
-}
-
-// tickAlways wakes those who have something to say by themselves.
-func tickAlways() {
-	for range time.Tick(tick) {
-		listeners.wake()
-		if chatRoom.look() { // the other process has
-			chatters.wake()
-		}
-	}
 }

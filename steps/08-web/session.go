@@ -138,8 +138,7 @@ func (s *session) release() bool {
 	if s.asked == nil {
 		return false
 	}
-	s.asked = nil
-	s.conn.SetDeadline(s.deadline)
+	s.asked = nil // serve sets another deadline
 	return true
 }
 
@@ -147,10 +146,10 @@ func (s *session) release() bool {
 func (s *session) setDeadline(t time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.deadline = t; s.asked != nil {
-		t = past
+	s.deadline = t
+	if s.asked == nil {
+		s.conn.SetDeadline(t) // fails as the next read or write does
 	}
-	s.conn.SetDeadline(t) // fails as the next read or write does
 }
 
 // stop is called when converse has returned, and reports whether that is the end of serve, and who has

@@ -7,7 +7,6 @@ package main
 // them it owns nothing, and within one this process does not let go of the session.
 
 import (
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -58,18 +57,18 @@ func (s *session) answer(requests *atomic.Uint64) bool {
 	}
 	e, here := endOf(s.In)
 	if here {
-		requests.Add(1)
 		s.Until = time.Time{}
-		s.exchange(e)
-		return true
-	}
-	if len(s.In) > 0 && s.Until.IsZero() {
+	} else if len(s.In) > 0 && s.Until.IsZero() {
 		s.Until = time.Now().Add(patience)
 	}
-	if s.Until != s.deadline { // it is new, or has come from another process
+	if s.Until != s.deadline { // it has changed, or has come from another process
 		s.setDeadline(s.Until)
 	}
-	return false
+	if here {
+		requests.Add(1)
+		s.exchange(e)
+	}
+	return here
 }
 
 // say adds to what there is to say.
@@ -80,39 +79,12 @@ func (s *session) say(b []byte) {
 	s.Out = append(s.Out, b...)
 }
 
-// wake makes a session in a mode look whether there is something to say, and fails if its connection has
-// been closed, or moved.
+// wake makes a session in a mode look whether there is something to say, although its client has said
+// nothing. It fails if the connection has been closed, or moved.
 func (s *session) wake() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conn.SetDeadline(past) // serve sets another one, and goes on; or it is asked to stand still, and this is the same
-}
-
-// sleepers are sessions that have to be woken: nothing that their clients do makes them say what they say.
-type sleepers struct {
-	mu  sync.Mutex
-	all map[*session]bool
-}
-
-// add is called at each step: who goes on after a standstill is there again.
-func (l *sleepers) add(s *session) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.all == nil {
-		l.all = map[*session]bool{}
-	}
-	l.all[s] = true
-}
-
-// wake wakes all, and forgets those that have gone.
-func (l *sleepers) wake() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for s := range l.all {
-		if s.wake() != nil {
-			delete(l.all, s)
-		}
-	}
+	return s.conn.SetDeadline(past) // serve goes on, if the session has not been asked to stand still
 }
 
 // farewell is the mode of a session that has said all. It does not close at once: what its client is still
