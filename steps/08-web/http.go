@@ -38,7 +38,7 @@ func (s *session) exchange(e ending) {
 	x.closed = sync.OnceFunc(func() { close(x.over) })
 	exchanges <- x
 	<-x.over
-	if s.mode() == nil && !(x.kept.Load() && x.ended()) {
+	if s.mode() == nil && !(x.kept.Load() && x.clear() && !leaving.Load()) {
 		s.Bye = &farewell{}
 	}
 	s.mu.Lock()
@@ -63,6 +63,15 @@ var web = &http.Server{MaxHeaderBytes: bufferSize - 4<<10, ConnState: func(c net
 		c.(*exchange).kept.Store(true)
 	}
 }}
+
+// leaving is that another process has everything but what is still being answered here.
+var leaving atomic.Bool
+
+// leave has clients told to come again, which are still answered, and ends their connections.
+func leave() {
+	leaving.Store(true)
+	web.SetKeepAlivesEnabled(false)
+}
 
 // Read reads the request, and not a byte more. Behind its end net/http reads to learn that the client has
 // gone: so there it waits, until net/http has enough of that, or the client has gone.

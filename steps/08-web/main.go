@@ -101,7 +101,7 @@ func run(addrs, path string, drain, timeout time.Duration, batch int) error {
 		s.clients.Go(func() { s.acceptWaiting(l) })
 	}
 	<-g.taken
-	web.SetKeepAlivesEnabled(false) // whoever is still being answered here is told to come again
+	leave()
 	s.drain(drain)
 	g.finish()
 	return nil

@@ -17,6 +17,7 @@ import (
 type ending struct {
 	left int64 // so many of those to come are its own, whatever they are
 	then part  // and behind them comes this
+	last bool  // whatever comes behind it is not believed
 }
 
 type part int
@@ -33,19 +34,22 @@ const (
 // known how long it is, are read by the handler.
 func endOf(in []byte) (e ending, enough bool) {
 	head := headOf(in)
+	e.left = int64(head)
 	if head == 0 {
-		return ending{int64(len(in)), unclear}, len(in) >= bufferSize // net/http says: 431
+		e.then = unclear
+		return e, len(in) >= bufferSize // net/http says: 431
 	}
 	r, err := http.ReadRequest(bufio.NewReaderSize(bytes.NewReader(in[:head]), min(head, 4<<10)))
 	switch {
-	case err != nil:
-		return ending{int64(head), unclear}, true // net/http says what is wrong with it
-	case len(r.TransferEncoding) > 0 && bytes.Contains(bytes.ToLower(in[:head]), []byte("\ncontent-length")):
-		return ending{int64(head), unclear}, true // it is chunked, and behind it the connection ends: RFC 9112, 6.3
+	case err != nil || r.ProtoMajor > 1: // net/http says what is wrong with it
+		e.then = unclear
+		return e, true
 	case len(r.TransferEncoding) > 0:
-		return ending{int64(head), chunk}, true
+		e.then = chunk
+		e.last = bytes.Contains(bytes.ToLower(in[:head]), []byte("\ncontent-length")) // RFC 9112, 6.3
+		return e, true
 	}
-	e.left = int64(head) + r.ContentLength
+	e.left += r.ContentLength
 	return e, int64(len(in)) >= e.left || e.left > bufferSize || r.Header.Get("Expect") != ""
 }
 
@@ -102,3 +106,6 @@ func (e *ending) advance(in []byte) {
 
 // ended reports whether all of the request has been taken.
 func (e *ending) ended() bool { return e.left == 0 && e.then == nothing }
+
+// clear reports whether all of it has, and another request may follow.
+func (e *ending) clear() bool { return e.ended() && !e.last }

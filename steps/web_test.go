@@ -1,0 +1,640 @@
+//go:build linux
+
+package steps
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
+)
+
+// Step 08: what crosses a restart is HTTP, events and WebSockets.
+
+var webStep = steps[slices.IndexFunc(steps, func(s step) bool { return s.web })]
+
+// greet is a whole exchange with a step whose connections move.
+func (s step) greet(c *client, text string) {
+	c.t.Helper()
+	if s.web {
+		c.posted(text)
+	} else {
+		c.echoed(text)
+	}
+}
+
+// half is the beginning of a line, or of a request with one: "line\n" is the rest.
+func (s step) half() string {
+	if s.web {
+		return post("half a line\n", "half a ")
+	}
+	return "half a "
+}
+
+// read reads the answer, or nothing if the connection has ended.
+func (s step) read(c *client) (string, error) {
+	if !s.web {
+		return c.in.ReadString('\n')
+	}
+	answer, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		return "", err
+	}
+	body, err := io.ReadAll(answer.Body)
+	return string(body), err
+}
+
+// post is a request whose body comes back, with as much of that as is to be sent now.
+func post(body, now string) string {
+	return fmt.Sprintf("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s", len(body), now)
+}
+
+// answered reads an answer, and compares its body. It reports whether the connection is to be closed.
+func (c *client) answered(status int, body string) (closes bool) {
+	c.t.Helper()
+	answer, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		c.t.Fatalf("client %v: %v", c.LocalAddr(), err)
+	}
+	got, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != status || string(got) != body {
+		c.t.Fatalf("client %v: %s, %.100q (%d bytes), %v; want %d and %.100q (%d bytes)", c.LocalAddr(), answer.Status, got, len(got), err, status, body, len(body))
+	}
+	return answer.Close
+}
+
+func (c *client) posted(body string) {
+	c.t.Helper()
+	c.send(post(body, body))
+	if c.answered(200, body) {
+		c.t.Fatalf("client %v is to close its connection", c.LocalAddr())
+	}
+}
+
+// TestWebKills: the rows of hotKills, with half a request on each connection.
+func TestWebKills(t *testing.T) { webStep.dies(t) }
+
+// TestWebRestarts: requests of any kind, events and messages, under load, over one restart after the other. Each
+// client has one connection, to the end, and all that it receives is what it should be.
+func TestWebRestarts(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	server := webStep.first(t, path)
+	addr := server.addr()
+	var all sync.WaitGroup
+	var over atomic.Bool
+	var received atomic.Int64
+	clients := rounds(20, 200)
+	for id := range clients {
+		for kind, talk := range map[string]func(c *client, id int, over *atomic.Bool, received *atomic.Int64) error{
+			"requests": talkHTTP, "events": hearEvents, "chat": talkChat,
+		} {
+			c := dial(t, addr)
+			all.Go(func() {
+				if err := talk(c, id, &over, &received); err != nil {
+					t.Errorf("%s, client %d: %v", kind, id, err)
+				}
+			})
+		}
+	}
+	for range rounds(3, 10) {
+		for enough := received.Load() + int64(10*clients); received.Load() < enough && !t.Failed(); {
+			time.Sleep(time.Millisecond)
+		}
+		after := webStep.next(t, path, addr).listens()
+		server.exits(0)
+		server = after
+	}
+	over.Store(true)
+	all.Wait()
+}
+
+// talkHTTP is Go's own client, which would take another connection if it had to. It has only this one.
+func talkHTTP(c *client, id int, over *atomic.Bool, received *atomic.Int64) error {
+	dialled := false
+	transport := &http.Transport{MaxConnsPerHost: 1, ExpectContinueTimeout: patience, Dial: func(string, string) (net.Conn, error) {
+		if dialled {
+			return nil, errors.New("it has lost its connection")
+		}
+		dialled = true
+		return c, nil
+	}}
+	defer transport.CloseIdleConnections()
+	random, base := rand.New(rand.NewSource(int64(id))), "http://"+c.RemoteAddr().String()
+	for !over.Load() {
+		body := bytes.Repeat([]byte{byte('a' + random.Intn(26))}, 1<<random.Intn(18))
+		method, url, want := http.MethodPost, base+"/echo", string(body)
+		var send io.Reader = bytes.NewReader(body)
+		kind := random.Intn(5)
+		switch kind {
+		case 0:
+			send = io.MultiReader(send) // of unknown length: chunked
+		case 1:
+			method, url, send, want = http.MethodGet, base+"/who", nil, c.LocalAddr().String()
+		case 2:
+			method, url, send, want = http.MethodHead, base+"/", nil, ""
+		}
+		request, err := http.NewRequest(method, url, send)
+		if err != nil {
+			return err
+		}
+		if kind == 3 {
+			request.Header.Set("Expect", "100-continue")
+		}
+		answer, err := transport.RoundTrip(request)
+		if err != nil {
+			return fmt.Errorf("kind %d: %w", kind, err)
+		}
+		got, err := io.ReadAll(answer.Body)
+		if err != nil || answer.StatusCode != 200 || kind != 1 && string(got) != want || !bytes.Contains(got, []byte(want)) {
+			return fmt.Errorf("kind %d: %s, %.100q (%d bytes), %w; want %.100q (%d bytes)", kind, answer.Status, got, len(got), err, want, len(want))
+		}
+		received.Add(1)
+	}
+	return nil
+}
+
+// hearEvents reads events: their numbers have no gap.
+func hearEvents(c *client, _ int, over *atomic.Bool, received *atomic.Int64) error {
+	if _, err := io.WriteString(c, "GET /events HTTP/1.1\r\nHost: test\r\nLast-Event-ID: 41\r\n\r\n"); err != nil {
+		return err
+	}
+	answer, err := http.ReadResponse(c.in, nil)
+	if err != nil || answer.Header.Get("Content-Type") != "text/event-stream" {
+		return fmt.Errorf("%v, %w", answer, err)
+	}
+	for want := 42; !over.Load(); want++ {
+		var lines [3]string
+		for i := range lines {
+			if lines[i], err = c.in.ReadString('\n'); err != nil {
+				return err
+			}
+		}
+		if lines[0] != fmt.Sprintf("id: %d\n", want) || !matches(`^data: {"pid": \d+, "generation": \d+}\n\n$`, lines[1]+lines[2]) {
+			return fmt.Errorf("got %q, want number %d", lines, want)
+		}
+		received.Add(1)
+	}
+	return nil
+}
+
+// talkChat says something, in fragments, and reads until that has come back. What others say has no gap.
+func talkChat(c *client, id int, over *atomic.Bool, received *atomic.Int64) error {
+	w, err := upgrade(c)
+	if err != nil {
+		return err
+	}
+	random, heard := rand.New(rand.NewSource(int64(id))), map[int]int{}
+	for n := 0; !over.Load(); n++ {
+		text := fmt.Appendf(nil, "%d %d %s", id, n, strings.Repeat("x", 1<<random.Intn(10)))
+		cut := random.Intn(len(text))
+		w.sends(frame(ws.OpText, false, text[:cut]), frame(ws.OpPing, true, []byte("?")), frame(ws.OpContinuation, true, text[cut:]))
+		for mine, ponged := false, false; !mine || !ponged; {
+			f, err := w.receive()
+			var from, number int
+			switch fmt.Sscan(string(f.Payload), &from, &number); {
+			case err != nil:
+				return err
+			case f.Header.OpCode == ws.OpPong && string(f.Payload) == "?":
+				ponged = true
+				continue
+			case f.Header.OpCode != ws.OpText:
+				return fmt.Errorf("got %+v", f.Header)
+			}
+			if last, known := heard[from]; known && number != last+1 {
+				return fmt.Errorf("got %.30q behind %d", f.Payload, last)
+			}
+			heard[from] = number
+			mine = mine || from == id && number == n && bytes.Equal(f.Payload, text)
+		}
+		received.Add(1)
+	}
+	return nil
+}
+
+// webSocket is a client's end.
+type webSocket struct{ *client }
+
+// upgrade makes a WebSocket of a connection.
+func upgrade(c *client) (webSocket, error) {
+	_, err := io.WriteString(c, "GET /chat HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	if err != nil {
+		return webSocket{}, err
+	}
+	answer, err := http.ReadResponse(c.in, nil)
+	if err == nil && answer.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" { // RFC 6455, 1.3
+		err = fmt.Errorf("no WebSocket: %s", answer.Status)
+	}
+	return webSocket{c}, err
+}
+
+func dialChat(t *testing.T, addr string) webSocket {
+	t.Helper()
+	w, err := upgrade(dial(t, addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// frame is a client's, masked.
+func frame(op ws.OpCode, fin bool, payload []byte) []byte {
+	bytes, err := ws.CompileFrame(ws.MaskFrame(ws.NewFrame(op, fin, payload)))
+	if err != nil {
+		panic(err)
+	}
+	return bytes
+}
+
+// sends sends frames in one piece; if that fails, nothing is received.
+func (w webSocket) sends(frames ...[]byte) { io.WriteString(w, string(bytes.Join(frames, nil))) }
+
+func (w webSocket) receive() (f ws.Frame, err error) {
+	if f.Header, err = ws.ReadHeader(w.in); err == nil {
+		f.Payload = make([]byte, f.Header.Length)
+		_, err = io.ReadFull(w.in, f.Payload)
+	}
+	return f, err
+}
+
+// hears expects a frame.
+func (w webSocket) hears(op ws.OpCode, payload string) {
+	w.t.Helper()
+	f, err := w.receive()
+	if err != nil || f.Header.OpCode != op || !f.Header.Fin || f.Header.Masked || string(f.Payload) != payload {
+		w.t.Fatalf("got %+v %.50q, %v; want %v %.50q", f.Header, f.Payload, err, op, payload)
+	}
+}
+
+// TestRequestCut: a request that has come up to any of its bytes, in whichever kind of body, when the server is
+// restarted. What has not come may be in the kernel, or in the session.
+func TestRequestCut(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	server := webStep.first(t, path)
+	addr := server.addr()
+	request := post("a body with a length", "a body with a length")
+	var clients []*client
+	for i := range len(request) {
+		c := dial(t, addr)
+		c.posted("hello")
+		c.send(request[:i])
+		clients = append(clients, c)
+	}
+	for moves := range rounds(2, 20) {
+		after := webStep.next(t, path, addr).listens()
+		server.exits(0)
+		server = after
+		for i, c := range clients {
+			if at := i + moves; at < len(request) {
+				c.send(request[at : at+1])
+			}
+		}
+	}
+	for i, c := range clients {
+		if at := i + rounds(2, 20); at < len(request) {
+			c.send(request[at:])
+		}
+		c.answered(200, "a body with a length")
+		c.posted("and on")
+	}
+}
+
+// TestRunningHandler: a request that is being answered is waited for. If that takes too long, it is answered
+// where it is, and its client is told to come again.
+func TestRunningHandler(t *testing.T) {
+	t.Parallel()
+	for _, body := range []struct{ name, begin, end string }{
+		{"chunked", "POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n6\r\n wo", "rld\r\n0\r\nA: trailer\r\n\r\n"},
+		{"continued", "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 11\r\nExpect: 100-continue\r\n\r\nhello wo", "rld"},
+		{"long", post(strings.Repeat("x", 40<<10), "x"), strings.Repeat("x", 40<<10-1)},
+	} {
+		t.Run(body.name, func(t *testing.T) {
+			t.Parallel()
+			want := "hello world"
+			if body.name == "long" {
+				want = strings.Repeat("x", 40<<10)
+			}
+			path := meetingPlace(t)
+			old := webStep.first(t, path)
+			addr := old.addr()
+			busy, other := dial(t, addr), dial(t, addr)
+			other.posted("hello")
+			inode := other.inode()
+			begin := func() {
+				busy.send(body.begin)
+				if body.name == "continued" { // its handler has asked for more
+					busy.expect("HTTP/1.1 100 Continue\r", "\r")
+				}
+				eventually(t, "its handler reads", func() bool { return unread(t, busy) == 0 })
+			}
+			begin()
+			young := webStep.next(t, path, addr, args("-timeout", "50ms"))
+			eventually(t, "the other one moves", func() bool { return young.has(inode) })
+			other.posted("not disturbed")
+			if young.has(busy.inode()) {
+				t.Error("it has moved, although its handler runs")
+			}
+			busy.send(body.end)
+			if busy.answered(200, want) {
+				t.Error("it is to close its connection")
+			}
+			busy.posted("and on")
+			young.listens()
+			old.exits(0)
+			busy.posted("with the new one")
+
+			begin()
+			webStep.next(t, path, addr).listens()
+			young.logged(`draining for up to 1h0m0s: clients 1`)
+			busy.send(body.end)
+			if !busy.answered(200, want) {
+				t.Error("it is not told to come again")
+			}
+			busy.ended()
+			young.exits(0)
+			other.posted("not disturbed")
+		})
+	}
+}
+
+// unread is how much the server has not read of what a client has sent, by proc_net(5).
+func unread(t *testing.T, c *client) (n int) {
+	t.Helper()
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	local, remote := c.LocalAddr().(*net.TCPAddr).Port, c.RemoteAddr().(*net.TCPAddr).Port
+	for row := range strings.Lines(string(table)) {
+		f := strings.Fields(row)
+		if strings.HasSuffix(f[1], fmt.Sprintf(":%04X", remote)) && strings.HasSuffix(f[2], fmt.Sprintf(":%04X", local)) {
+			_, queue, _ := strings.Cut(f[4], ":")
+			fmt.Sscanf(queue, "%x", &n)
+			return n
+		}
+	}
+	t.Fatalf("the server's end of %v is not in /proc/net/tcp", c.LocalAddr())
+	return 0
+}
+
+// TestSlowReader: an answer that its client does not read. If it is short enough, its handler returns, and the
+// rest travels. A longer one is sent to its end by the process in which it has begun.
+func TestSlowReader(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	old := webStep.first(t, path, args("-timeout", "50ms"))
+	addr := old.addr()
+	slow := map[int]*client{}
+	for _, size := range []int{900 << 10, 16 << 20} {
+		c := dial(t, addr)
+		c.TCPConn.SetReadBuffer(64 << 10)
+		c.posted("hello")
+		slow[size] = c
+		body := strings.Repeat(fmt.Sprint(size, " "), size)[:size]
+		c.send(post(body, body)) // which the handler has read whole when this returns, but for what the kernel holds
+		eventually(t, "its handler has read all, and answers", func() bool { return unread(t, c) == 0 })
+	}
+	// The kernel holds some megabytes at most: the long answer is not out. The short one has left its handler.
+	young := webStep.next(t, path, addr).listens()
+	old.logged(`draining for up to 1h0m0s: clients 1`)
+	if !young.has(slow[900<<10].inode()) || young.has(slow[16<<20].inode()) {
+		t.Error("the short answer has not moved, or the long one has")
+	}
+	for size, c := range slow {
+		c.answered(200, strings.Repeat(fmt.Sprint(size, " "), size)[:size])
+	}
+	old.exits(0)
+	slow[16<<20].ended()
+	slow[900<<10].posted("and on")
+}
+
+// TestHalfClosed: a client that sends nothing more gets its answers, and then end-of-file: also from the next
+// process. So it is with requests that have come together.
+func TestHalfClosed(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	server := webStep.first(t, path)
+	addr := server.addr()
+	var clients []*client
+	big := strings.Repeat("x", 300<<10)
+	for i := range 10 {
+		c := dial(t, addr)
+		c.TCPConn.SetReadBuffer(64 << 10)
+		go func() { // more than the kernel holds: it is sent while the answers are read
+			for n := range 20 {
+				io.WriteString(c, post(big, fmt.Sprint(n, big)[:len(big)])) // what fails is not answered
+			}
+			if i%2 == 0 {
+				c.CloseWrite()
+			}
+		}()
+		clients = append(clients, c)
+	}
+	for n := range 20 {
+		for _, c := range clients {
+			c.answered(200, fmt.Sprint(n, big)[:len(big)])
+		}
+		if n%rounds(7, 2) == 1 {
+			after := webStep.next(t, path, addr).listens()
+			server.exits(0)
+			server = after
+		}
+	}
+	for i, c := range clients {
+		if i%2 == 0 {
+			c.ended()
+		} else {
+			c.posted("and on")
+		}
+	}
+}
+
+// TestWebIdle: thousands of keep-alive connections that say nothing, and all of them are there afterwards.
+func TestWebIdle(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	server := webStep.first(t, path)
+	addr := server.addr()
+	var clients []*client
+	for range rounds(300, 10_000) {
+		c := dial(t, addr)
+		c.in = bufio.NewReaderSize(c, 256)
+		c.posted("hello")
+		clients = append(clients, c)
+	}
+	for range 3 {
+		after := webStep.next(t, path, addr).listens()
+		after.logged(fmt.Sprintf(`connections moved: %d,`, len(clients)))
+		server.exits(0)
+		server = after
+	}
+	for _, c := range clients {
+		c.posted("still here")
+	}
+}
+
+// TestSlowHead: who does not finish a request is ended in time, by whichever process: a restart gives it no
+// more time. Nor does it disturb the standstill, or anybody else.
+func TestSlowHead(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	const patience = 2 * time.Second
+	server := webStep.first(t, path, args("-patience", patience.String()))
+	addr := server.addr()
+	idle, slow, body := dial(t, addr), dial(t, addr), dial(t, addr)
+	idle.posted("hello")
+	slow.posted("hello")
+	begin := time.Now()
+	slow.send("GET / HT")
+	body.send(post("hello", "hell"))
+	for range 3 {
+		server = webStep.next(t, path, addr, args("-patience", patience.String())).listens()
+		if _, err := io.WriteString(slow, "x"); err != nil {
+			t.Log(err) // it has ended
+		}
+	}
+	slow.ended()
+	body.ended()
+	if took := time.Since(begin); took < patience {
+		t.Errorf("ended after %v", took)
+	}
+	idle.posted("still here")
+}
+
+// TestBadRequests: what net/http says of them is said, the connection ends where it must, and nothing is left.
+func TestBadRequests(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	server := webStep.first(t, path)
+	addr := server.addr()
+	bystander := dial(t, addr)
+	bystander.posted("hello")
+	keepsFDs := server.keepsFDs()
+	smuggled := "GET /who HTTP/1.1\r\nHost: smuggled\r\n\r\n"
+	for what, row := range map[string]struct {
+		request string
+		status  int // of the only answer; 0: there is none
+	}{
+		"nonsense":                     {"\x16\x03\x01 nonsense\r\n\r\n" + smuggled, 400},
+		"nonsense, without an end":     {strings.Repeat("x", 17<<10), 431},
+		"an empty line":                {"\r\n\r\n" + smuggled, 400},
+		"a head over the limit":        {"GET / HTTP/1.1\r\nHost: x\r\nA: " + strings.Repeat("a", 20<<10) + "\r\n\r\n", 431},
+		"many lines over the limit":    {"GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("A: a\r\n", 4<<10) + "\r\n", 431},
+		"no host":                      {"GET / HTTP/1.1\r\n\r\n" + smuggled, 400},
+		"a header that is none":        {"GET / HTTP/1.1\r\nHost: x\r\nA b\r\n\r\n" + smuggled, 400},
+		"another version":              {"GET / HTTP/3.0\r\nHost: x\r\n\r\n" + smuggled, 505},
+		"HTTP/2, without asking":       {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400},
+		"two lengths":                  {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello" + smuggled, 400},
+		"a length that is none":        {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\nhello" + smuggled, 400},
+		"a length below 0":             {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\nhello" + smuggled, 400},
+		"a length, and chunked":        {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + smuggled, 200},
+		"chunked twice":                {"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n" + smuggled, 501},
+		"an encoding that nobody has":  {"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n" + smuggled, 501},
+		"a chunk that is none":         {"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n" + smuggled, 413},
+		"a chunk line that never ends": {"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;" + strings.Repeat("x", 20<<10), 413},
+		"a chunk with a bare newline":  {"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n" + smuggled, 413},
+		"a chunk that is longer":       {"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhello\r\n0\r\n\r\n" + smuggled, 413},
+		"a body over the limit":        {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" + strings.Repeat("x", 17<<20), 413},
+		"an expectation":               {"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: more\r\n\r\nhello" + smuggled, 417},
+		"HTTP/1.0":                     {"GET /who HTTP/1.0\r\n\r\n" + smuggled, 200},
+		"connection: close":            {"GET /who HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + smuggled, 200},
+		"the end within a head":        {"GET / HT", 0},
+		"the end within a body":        {post("hello", "hell"), 0},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			c := dial(t, addr)
+			go func() { // it may be cut off before all of it is sent
+				io.WriteString(c, row.request)
+				c.CloseWrite()
+			}()
+			all, err := io.ReadAll(c.in)
+			if err != nil && !errors.Is(err, unix.ECONNRESET) {
+				t.Fatal(err)
+			}
+			if row.status == 0 && len(all) > 0 || bytes.Count(all, []byte("HTTP/1.")) > 1 {
+				t.Fatalf("got %.500q", all)
+			}
+			if answer, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(all)), nil); row.status > 0 && (err != nil || answer.StatusCode != row.status) {
+				t.Errorf("got %.300q, want status %d", all, row.status)
+			}
+		})
+	}
+	t.Cleanup(func() { // when all of these have ended
+		bystander.posted("not disturbed")
+		keepsFDs()
+		webStep.next(t, path, addr).listens()
+		bystander.posted("not disturbed")
+		server.exits(0)
+	})
+}
+
+// TestCurl: what people type.
+func TestCurl(t *testing.T) {
+	t.Parallel()
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip(err)
+	}
+	path := meetingPlace(t)
+	old := webStep.first(t, path)
+	base := "http://" + old.addr()
+	run := func(args ...string) string {
+		out, err := exec.Command(curl, append([]string{"-sS", "--fail", "--max-time", "60"}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("curl %q: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	if got := run("-d", "hello", base+"/echo"); got != "hello" {
+		t.Errorf("got %q", got)
+	}
+	if got := run("-I", base+"/"); !strings.Contains(got, "Content-Type: text/html") {
+		t.Errorf("got %q", got)
+	}
+	for _, stays := range []string{"-0", "--http2"} { // an offer of HTTP/2 is not taken
+		if got := run(stays, base+"/who"); !strings.Contains(got, fmt.Sprintf(`"pid":%d`, old.pid)) {
+			t.Errorf("got %q", got)
+		}
+	}
+	if got := run("-w", "%{num_connects} ", "-d", "hello", base+"/echo", base+"/echo", base+"/echo"); got != "hello1 hello0 hello0 " {
+		t.Errorf("got %q: not one connection", got)
+	}
+	events := start(t, curl, args("-sSN", base+"/events"))
+	pipe, upload := io.Pipe()
+	chunked := start(t, curl, args("-sS", "-T", "-", "-X", "POST", base+"/echo"), func(cmd *exec.Cmd) { cmd.Stdin = pipe })
+	io.WriteString(upload, "half of ")
+	eventually(t, "some events", func() bool { return strings.Count(events.out.String(), "id: ") > 2 })
+	young := webStep.next(t, path, old.addr())
+	io.WriteString(upload, "an upload")
+	upload.Close()
+	chunked.exits(0)
+	if got := chunked.out.String(); got != "half of an upload" {
+		t.Errorf("curl uploaded, and got %q", got)
+	}
+	young.listens()
+	old.exits(0)
+	eventually(t, "events of the new process", func() bool { return strings.Contains(events.out.String(), fmt.Sprintf(`"pid": %d`, young.pid)) })
+	for i, line := range slices.DeleteFunc(strings.Split(events.out.String(), "\n"), func(line string) bool { return !strings.HasPrefix(line, "id: ") }) {
+		if line != fmt.Sprintf("id: %d", i+1) {
+			t.Fatalf("got %q as number %d", line, i+1)
+		}
+	}
+}
