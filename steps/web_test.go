@@ -638,3 +638,209 @@ func TestCurl(t *testing.T) {
 		}
 	}
 }
+
+// webSockets: what a client sends, and what it gets, in a room where it is alone. "close N" is a close frame with that
+// code, behind which the connection ends.
+var webSockets = []struct {
+	name string
+	send [][]byte
+	want []string
+}{
+	{"text", frames(frame(ws.OpText, true, []byte("hello"))), []string{"text hello"}},
+	{"nothing", frames(frame(ws.OpText, true, nil)), []string{"text "}},
+	{"binary", frames(frame(ws.OpBinary, true, []byte{0, 0xff})), []string{"binary \x00\xff"}},
+	{"125 bytes", frames(frame(ws.OpText, true, xs(125))), []string{"text " + string(xs(125))}},
+	{"126 bytes", frames(frame(ws.OpText, true, xs(126))), []string{"text " + string(xs(126))}},
+	{"64 KiB - 1", frames(frame(ws.OpText, true, xs(64<<10-1))), []string{"text " + string(xs(64<<10-1))}},
+	{"64 KiB", frames(frame(ws.OpText, true, xs(64<<10))), []string{"text " + string(xs(64<<10))}},
+	{"1 MiB", frames(frame(ws.OpText, true, xs(1<<20))), []string{"text " + string(xs(1<<20))}},
+	{"1 MiB and a byte", frames(frame(ws.OpText, true, xs(1<<20+1))), []string{"close 1009"}},
+	{"a length of 2^62", frames([]byte("\x82\xff\x40\x00\x00\x00\x00\x00\x00\x00mask")), []string{"close 1009"}},
+	{"a length of 2^63", frames([]byte("\x82\xff\x80\x00\x00\x00\x00\x00\x00\x00mask")), []string{"close 1002"}},
+	{"two in one piece", frames(frame(ws.OpText, true, []byte("a")), frame(ws.OpText, true, []byte("b"))), []string{"text a", "text b"}},
+	{"three fragments", frames(frame(ws.OpText, false, []byte("a")), frame(ws.OpContinuation, false, []byte("b")), frame(ws.OpContinuation, true, []byte("c"))), []string{"text abc"}},
+	{"empty fragments", frames(frame(ws.OpText, false, nil), frame(ws.OpContinuation, false, nil), frame(ws.OpContinuation, true, nil)), []string{"text "}},
+	{"fragments of more than 1 MiB", frames(frame(ws.OpText, false, xs(1<<20)), frame(ws.OpContinuation, true, xs(1))), []string{"close 1009"}},
+	{"a ping between fragments", frames(frame(ws.OpBinary, false, []byte("a")), frame(ws.OpPing, true, []byte("?")), frame(ws.OpContinuation, true, []byte("b"))), []string{"pong ?", "binary ab"}},
+	{"a continuation of nothing", frames(frame(ws.OpContinuation, true, []byte("a"))), []string{"close 1002"}},
+	{"a continuation behind the last fragment", frames(frame(ws.OpText, true, []byte("a")), frame(ws.OpContinuation, true, []byte("b"))), []string{"text a", "close 1002"}},
+	{"a text within a text", frames(frame(ws.OpText, false, []byte("a")), frame(ws.OpText, true, []byte("b"))), []string{"close 1002"}},
+	{"ping", frames(frame(ws.OpPing, true, nil)), []string{"pong "}},
+	{"a ping of 125 bytes", frames(frame(ws.OpPing, true, xs(125))), []string{"pong " + string(xs(125))}},
+	{"a ping of 126 bytes", frames(frame(ws.OpPing, true, xs(126))), []string{"close 1002"}},
+	{"a ping in fragments", frames(frame(ws.OpPing, false, nil)), []string{"close 1002"}},
+	{"a pong that nobody has asked for", frames(frame(ws.OpPong, true, []byte("!")), frame(ws.OpText, true, []byte("a"))), []string{"text a"}},
+	{"text that is no UTF-8", frames(frame(ws.OpText, true, []byte("a\xffb"))), []string{"close 1007"}},
+	{"text that ends within a rune", frames(frame(ws.OpText, true, []byte("\xe2\x82"))), []string{"close 1007"}},
+	{"a surrogate", frames(frame(ws.OpText, true, []byte("\xed\xa0\x80"))), []string{"close 1007"}},
+	{"a rune in two fragments", frames(frame(ws.OpText, false, []byte("\xe2\x82")), frame(ws.OpContinuation, true, []byte("\xac"))), []string{"text €"}},
+	{"not masked", frames([]byte("\x81\x01a")), []string{"close 1002"}},
+	{"reserved bit 1", frames(reserved(4)), []string{"close 1002"}},
+	{"reserved bit 2", frames(reserved(2)), []string{"close 1002"}},
+	{"reserved bit 3", frames(reserved(1)), []string{"close 1002"}},
+	{"opcode 3", frames(frame(3, true, nil)), []string{"close 1002"}},
+	{"opcode 11", frames(frame(11, true, nil)), []string{"close 1002"}},
+	{"close", frames(frame(ws.OpClose, true, nil)), []string{"close 1000"}},
+	{"close 1000", frames(closing(1000, "bye")), []string{"close 1000"}},
+	{"close 1001", frames(closing(1001, "")), []string{"close 1001"}},
+	{"close 3000", frames(closing(3000, "")), []string{"close 3000"}},
+	{"close 4999", frames(closing(4999, "")), []string{"close 4999"}},
+	{"close 0", frames(closing(0, "")), []string{"close 1002"}},
+	{"close 999", frames(closing(999, "")), []string{"close 1002"}},
+	{"close 1004", frames(closing(1004, "")), []string{"close 1002"}},
+	{"close 1005", frames(closing(1005, "")), []string{"close 1002"}},
+	{"close 1006", frames(closing(1006, "")), []string{"close 1002"}},
+	{"close 1015", frames(closing(1015, "")), []string{"close 1002"}},
+	{"close 2999", frames(closing(2999, "")), []string{"close 1002"}},
+	{"a close of one byte", frames(frame(ws.OpClose, true, []byte{3})), []string{"close 1002"}},
+	{"a close with a reason that is no UTF-8", frames(closing(1000, "\xff")), []string{"close 1002"}},
+	{"a close of 126 bytes", frames(frame(ws.OpClose, true, xs(126))), []string{"close 1002"}},
+	{"a close within a message", frames(frame(ws.OpText, false, []byte("a")), closing(1000, "")), []string{"close 1000"}},
+	{"behind a close", frames(closing(1000, ""), frame(ws.OpText, true, []byte("a"))), []string{"close 1000"}},
+}
+
+func frames(all ...[]byte) [][]byte { return all }
+func xs(n int) []byte               { return bytes.Repeat([]byte("x"), n) }
+
+func closing(code ws.StatusCode, reason string) []byte {
+	return frame(ws.OpClose, true, ws.NewCloseFrameBody(code, reason))
+}
+
+func reserved(bits byte) []byte {
+	f := frame(ws.OpText, true, []byte("a"))
+	f[0] |= bits << 4
+	return f
+}
+
+// TestWebSockets: each row as a whole, and again with a restart somewhere in what is sent.
+func TestWebSockets(t *testing.T) {
+	t.Parallel()
+	whole, path := t, meetingPlace(t) // a subtest ends its own processes
+	server := webStep.first(t, path)
+	addr := server.addr()
+	random := rand.New(rand.NewSource(1))
+	for i, row := range webSockets {
+		for _, cut := range []bool{false, true} {
+			if cut && !isLong && i%3 != 0 {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s, restart %v", row.name, cut), func(t *testing.T) {
+				w := dialChat(t, addr)
+				all := bytes.Join(row.send, nil)
+				if cut {
+					n := random.Intn(len(all))
+					w.sends(all[:n])
+					all = all[n:]
+					after := webStep.next(whole, path, addr).listens()
+					server.exits(0)
+					server = after
+				}
+				go w.sends(all) // it may be closed before it has come
+				for _, want := range row.want {
+					f, err := w.receive()
+					got := map[ws.OpCode]string{ws.OpText: "text ", ws.OpBinary: "binary ", ws.OpPong: "pong ", ws.OpClose: "close "}[f.Header.OpCode]
+					if got == "close " {
+						code, reason := ws.ParseCloseFrameData(f.Payload)
+						got += fmt.Sprint(code, reason)
+					} else {
+						got += string(f.Payload)
+					}
+					if err != nil || got != want || !f.Header.Fin || f.Header.Masked {
+						t.Fatalf("got %.50q, %+v, %v; want %.50q", got, f.Header, err, want)
+					}
+				}
+				if strings.HasPrefix(row.want[len(row.want)-1], "close") {
+					w.ended()
+				} else {
+					w.sends(closing(1000, ""))
+					if f, err := w.receive(); err != nil || f.Header.OpCode != ws.OpClose {
+						t.Fatalf("got %+v, %v; want it closed", f.Header, err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestChatSlowReader: one who does not read holds up nobody, and costs no memory: it is closed when it is too
+// far behind. One who is only slow gets all, from whichever process.
+func TestChatSlowReader(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	server := webStep.first(t, path)
+	addr := server.addr()
+	quick, slow, never := dialChat(t, addr), dialChat(t, addr), dialChat(t, addr)
+	text := string(xs(1 << 20))
+	for n := range 30 {
+		quick.sends(frame(ws.OpText, true, []byte(text)))
+		quick.hears(ws.OpText, text)
+		if n%10 == 5 {
+			after := webStep.next(t, path, addr).listens()
+			server.exits(0)
+			server = after
+		}
+		if n%4 == 3 {
+			for range 4 {
+				slow.hears(ws.OpText, text)
+			}
+		}
+	}
+	if kB := server.peak("VmRSS"); kB > 200<<10 {
+		t.Errorf("the server has %d kB", kB)
+	}
+	for n := 0; ; n++ { // what the kernel has taken for it: if that ends within a frame, there is no close frame
+		f, err := never.receive()
+		if n == 30 || err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatalf("after %d messages: %v, want it closed", n, err)
+		}
+		if err != nil {
+			break
+		}
+		if f.Header.OpCode == ws.OpClose {
+			if code, _ := ws.ParseCloseFrameData(f.Payload); code != ws.StatusPolicyViolation {
+				t.Errorf("closed with %d", code)
+			}
+			never.ended()
+			break
+		}
+	}
+	quick.sends(frame(ws.OpText, true, []byte("still here")))
+	quick.hears(ws.OpText, "still here")
+	slow.hears(ws.OpText, text)
+	slow.hears(ws.OpText, text)
+	slow.hears(ws.OpText, "still here")
+}
+
+// TestOtherSites: a page of another site opens no WebSocket here, and restarts nothing.
+func TestOtherSites(t *testing.T) {
+	t.Parallel()
+	server := webStep.first(t, meetingPlace(t))
+	for _, request := range []string{
+		"GET /chat HTTP/1.1\r\nHost: test\r\nOrigin: http://evil.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+		"POST /restart HTTP/1.1\r\nHost: test\r\nOrigin: http://evil.test\r\nContent-Length: 0\r\n\r\n",
+	} {
+		c := dial(t, server.addr())
+		c.send(request)
+		if answer, err := http.ReadResponse(c.in, nil); err != nil || answer.StatusCode != http.StatusForbidden {
+			t.Errorf("got %+v, %v", answer, err)
+		}
+	}
+}
+
+// TestRestartButton: the server starts its program again when it is asked to, and its clients do not notice.
+func TestRestartButton(t *testing.T) {
+	t.Parallel()
+	server := webStep.first(t, meetingPlace(t))
+	c := dial(t, server.addr())
+	c.posted("hello")
+	c.send("POST /restart HTTP/1.1\r\nHost: test\r\nOrigin: http://test\r\nContent-Length: 0\r\n\r\n")
+	c.answered(http.StatusAccepted, "")
+	server.exits(0)
+	c.posted("still here")
+	var pid int
+	fmt.Sscan(server.logged(`started pid (\d+)`)[1], &pid)
+	if err := unix.Kill(pid, unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	c.ended()
+}

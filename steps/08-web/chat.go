@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"log"
 	"net/http"
 	"net/url"
 	"unicode/utf8"
@@ -26,7 +27,8 @@ type chat struct {
 	Kind    ws.OpCode     `json:"kind"`          // of the message that has begun: text or binary; 0: none has
 	Message []byte        `json:"msg,omitempty"` // what has come of that
 	Pong    []byte        `json:"pong"`          // the answer to the last ping; nil: there is none
-	Code    ws.StatusCode `json:"code"`          // why it is to be closed; 0: it is not
+	Code    ws.StatusCode `json:"code"`          // with which it is to be closed; 0: it is not
+	Last    int64         `json:"last"`          // and only when what has been said up to here is read
 	Reader  reader        `json:"reader"`        // of the room
 }
 
@@ -73,13 +75,11 @@ func (c *chat) receive(s *session) bool {
 		}
 		switch {
 		case err != nil:
-			c.Code = ws.StatusProtocolError
-			return false
+			return c.fail(ws.StatusProtocolError)
 		case h.OpCode.IsControl() && int64(in.Len()) < h.Length:
 			return false // it is short, and must be here as a whole
 		case h.OpCode.IsData() && h.Length > maxMessage-int64(len(c.Message)):
-			c.Code = ws.StatusMessageTooBig
-			return false
+			return c.fail(ws.StatusMessageTooBig)
 		}
 		s.In = shrink(s.In, len(s.In)-in.Len())
 		c.Frame, c.Left = h, h.Length
@@ -105,17 +105,22 @@ func (c *chat) receive(s *session) bool {
 	return c.Left == 0
 }
 
+// fail has the connection closed, when its client has heard what it has said before.
+func (c *chat) fail(code ws.StatusCode) (more bool) {
+	c.Code, c.Last = code, chatRoom.end.Load()
+	return false
+}
+
 // close answers a close frame with the same code, if that is one that may be sent.
 func (c *chat) close(payload []byte) {
 	code, reason := ws.ParseCloseFrameData(payload)
 	switch {
 	case len(payload) == 0:
-		c.Code = ws.StatusNormalClosure
+		code = ws.StatusNormalClosure
 	case ws.CheckCloseFrameData(code, reason) != nil:
-		c.Code = ws.StatusProtocolError
-	default:
-		c.Code = code
+		code = ws.StatusProtocolError
 	}
+	c.fail(code)
 }
 
 // post gives a whole message to the room.
@@ -123,36 +128,41 @@ func (c *chat) post() {
 	message, kind := c.Message, c.Kind
 	c.Message, c.Kind = nil, 0
 	if kind == ws.OpText && !utf8.Valid(message) {
-		c.Code = ws.StatusInvalidFramePayloadData
+		c.fail(ws.StatusInvalidFramePayloadData)
 	} else if err := chatRoom.post(ws.NewFrame(kind, true, message)); err != nil {
-		c.Code = ws.StatusInternalServerError
+		log.Print(err)
+		c.fail(ws.StatusInternalServerError)
 	}
 }
 
-// send says what the room has said since, as much as fits; and, between two frames, what concerns this
+// send says what has been said in the room, as much as fits; and, between two frames, what concerns this
 // client alone.
 func (c *chat) send(s *session) bool {
 	for len(s.Out) < bufferSize/2 {
-		if c.Reader.Left == 0 && c.Pong != nil {
+		between := c.Reader.Left == 0
+		if between && c.Pong != nil {
 			s.frame(ws.NewPongFrame(c.Pong))
 			c.Pong = nil
 		}
-		if c.Reader.Left == 0 && c.Code != 0 {
+		if between && c.Code != 0 && c.Reader.At >= c.Last {
 			s.frame(ws.NewCloseFrame(ws.NewCloseFrameBody(c.Code, "")))
 			s.Chat, s.Bye = nil, &farewell{}
-			return true
+			break
 		}
 		some, err := chatRoom.read(&c.Reader)
-		if err != nil {
-			c.Code = ws.StatusPolicyViolation // it is too far behind
+		if err != nil && between {
+			c.Code, c.Last = ws.StatusPolicyViolation, 0
 			continue
+		} else if err != nil { // within a frame nothing else can be said
+			s.Chat, s.Bye = nil, &farewell{}
+			break
 		}
 		if len(some) == 0 {
 			break
 		}
 		s.say(some)
 	}
-	return len(s.Out) > 0
+	return len(s.Out) > 0 || s.Bye != nil
 }
 
 func (s *session) frame(f ws.Frame) {

@@ -117,7 +117,7 @@ type reader struct {
 // read returns what comes next for a client, as much as a session's buffer holds; nothing, if nobody has said anything.
 func (r *room) read(from *reader) ([]byte, error) {
 	end := r.end.Load()
-	if end-from.At > maxBehind {
+	if behind := end - from.At; behind > maxBehind && from.Left == 0 || behind > maxBehind*3/2 {
 		return nil, errors.New("too far behind")
 	}
 	some := make([]byte, min(bufferSize/2, max(0, end-from.At)))
