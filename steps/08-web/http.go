@@ -36,6 +36,9 @@ type exchange struct {
 func (s *session) exchange(e ending) {
 	x := &exchange{session: s, ending: e, enough: make(chan struct{}, 1), over: make(chan struct{})}
 	x.closed = sync.OnceFunc(func() { close(x.over) })
+	if s.remote == nil {
+		s.local, s.remote = address(unix.Getsockname(s.fd)), address(unix.Getpeername(s.fd))
+	}
 	exchanges <- x
 	<-x.over
 	if s.mode() == nil && !(x.kept.Load() && x.clear() && !leaving.Load()) {
@@ -162,8 +165,8 @@ func (x *exchange) SetReadDeadline(t time.Time) error {
 
 func (x *exchange) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
 func (x *exchange) SetDeadline(t time.Time) error    { return x.SetReadDeadline(t) }
-func (x *exchange) LocalAddr() net.Addr              { return address(unix.Getsockname(x.fd)) }
-func (x *exchange) RemoteAddr() net.Addr             { return address(unix.Getpeername(x.fd)) }
+func (x *exchange) LocalAddr() net.Addr              { return x.local }
+func (x *exchange) RemoteAddr() net.Addr             { return x.remote }
 
 // address is a socket's address, or none if its client has gone.
 func address(a unix.Sockaddr, _ error) net.Addr {

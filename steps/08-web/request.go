@@ -39,6 +39,9 @@ func endOf(in []byte) (e ending, enough bool) {
 		e.then = unclear
 		return e, len(in) >= bufferSize // net/http says: 431
 	}
+	if !speaksOfBody(in[:head]) {
+		return e, true // there is none, and net/http reads the head once, in place of twice
+	}
 	r, err := http.ReadRequest(bufio.NewReaderSize(bytes.NewReader(in[:head]), min(head, 4<<10)))
 	switch {
 	case err != nil || r.ProtoMajor > 1: // net/http says what is wrong with it
@@ -51,6 +54,19 @@ func endOf(in []byte) (e ending, enough bool) {
 	}
 	e.left += r.ContentLength
 	return e, int64(len(in)) >= e.left || e.left > bufferSize || r.Header.Get("Expect") != ""
+}
+
+// speaksOfBody reports whether one of these is in a head. PRI begins HTTP/2, and has a body without saying so.
+func speaksOfBody(head []byte) bool {
+	for rest := head; len(rest) > 0; {
+		for _, name := range []string{"Content-Length", "Transfer-Encoding", "Expect", "PRI"} {
+			if len(rest) >= len(name) && bytes.EqualFold(rest[:len(name)], []byte(name)) {
+				return true
+			}
+		}
+		rest = rest[bytes.IndexByte(rest, '\n')+1:] // a head ends with one
+	}
+	return false
 }
 
 // headOf returns how long the head is that in begins with: up to an empty line. 0: it has not come whole.

@@ -7,6 +7,7 @@ package main
 // them it owns nothing, and within one this process does not let go of the session.
 
 import (
+	"net"
 	"sync/atomic"
 	"time"
 )
@@ -20,6 +21,8 @@ type state struct {
 	Event *events   `json:"events,omitempty"` // mode: it is told something again and again
 	Chat  *chat     `json:"chat,omitempty"`   // mode: a WebSocket
 	Bye   *farewell `json:"bye,omitempty"`    // mode: all has been said
+
+	local, remote net.Addr // for net/http; asked for anew in each process
 }
 
 // mode is what a session does that is no exchange of requests any more. Its state is in its exported
