@@ -5,6 +5,7 @@ package steps
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -127,7 +128,7 @@ func TestWebRestarts(t *testing.T) {
 // talkHTTP is Go's own client, which would take another connection if it had to. It has only this one.
 func talkHTTP(c *client, id int, over *atomic.Bool, received *atomic.Int64) error {
 	dialled := false
-	transport := &http.Transport{MaxConnsPerHost: 1, ExpectContinueTimeout: patience, Dial: func(string, string) (net.Conn, error) {
+	transport := &http.Transport{MaxConnsPerHost: 1, ExpectContinueTimeout: patience, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		if dialled {
 			return nil, errors.New("it has lost its connection")
 		}
@@ -263,7 +264,7 @@ func frame(op ws.OpCode, fin bool, payload []byte) []byte {
 }
 
 // sends sends frames in one piece; if that fails, nothing is received.
-func (w webSocket) sends(frames ...[]byte) { io.WriteString(w, string(bytes.Join(frames, nil))) }
+func (w webSocket) sends(frames ...[]byte) { _, _ = w.Write(bytes.Join(frames, nil)) }
 
 func (w webSocket) receive() (f ws.Frame, err error) {
 	if f.Header, err = ws.ReadHeader(w.in); err == nil {
@@ -404,7 +405,7 @@ func TestSlowReader(t *testing.T) {
 	slow := map[int]*client{}
 	for _, size := range []int{900 << 10, 16 << 20} {
 		c := dial(t, addr)
-		c.TCPConn.SetReadBuffer(64 << 10)
+		c.SetReadBuffer(64 << 10)
 		c.posted("hello")
 		slow[size] = c
 		body := strings.Repeat(fmt.Sprint(size, " "), size)[:size]
@@ -436,7 +437,7 @@ func TestHalfClosed(t *testing.T) {
 	big := strings.Repeat("x", 300<<10)
 	for i := range 10 {
 		c := dial(t, addr)
-		c.TCPConn.SetReadBuffer(64 << 10)
+		c.SetReadBuffer(64 << 10)
 		go func() { // more than the kernel holds: it is sent while the answers are read
 			for n := range 20 {
 				io.WriteString(c, post(big, fmt.Sprint(n, big)[:len(big)])) // what fails is not answered
@@ -505,7 +506,7 @@ func TestSlowHead(t *testing.T) {
 	slow.send("GET / HT")
 	body.send(post("hello", "hell"))
 	for range 3 {
-		server = webStep.next(t, path, addr, args("-patience", patience.String())).listens()
+		webStep.next(t, path, addr, args("-patience", patience.String())).listens()
 		if _, err := io.WriteString(slow, "x"); err != nil {
 			t.Log(err) // it has ended
 		}

@@ -41,7 +41,8 @@ func (s *session) exchange(e ending) {
 	}
 	exchanges <- x
 	<-x.over
-	if s.mode() == nil && !(x.kept.Load() && x.clear() && !leaving.Load()) {
+	again := x.kept.Load() && x.clear() && !leaving.Load()
+	if !again && s.mode() == nil {
 		s.Bye = &farewell{}
 	}
 	s.mu.Lock()

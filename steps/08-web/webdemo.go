@@ -97,7 +97,9 @@ func joinChat(c net.Conn, in *bufio.Reader) (receiving, error) {
 				_, err = io.ReadFull(in, text)
 			}
 			var from, number int
-			fmt.Sscan(string(text), &from, &number)
+			if err == nil {
+				_, err = fmt.Sscan(string(text), &from, &number)
+			}
 			if last, known := heard[from]; err != nil || known && number != last+1 {
 				return fmt.Errorf("received %q behind %d: %w", text, last, err)
 			}
