@@ -10,7 +10,8 @@
 // requests.
 //
 //	main.go        read: the life of one process
-//	web.go         read: what a session is: between two requests, in one, or in a mode
+//	state.go       read: what travels with a socket
+//	web.go         read, copy: what a session does: it is between two requests, in one, or in a mode
 //	request.go     read, copy: where a request ends
 //	http.go        read, copy: net/http over one request
 //	events.go      read: server-sent events, a mode

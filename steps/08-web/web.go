@@ -2,28 +2,14 @@
 
 package main
 
-// What a session is here: between two requests, in one, or in a mode. It is all that session.go wants to
-// know of a protocol. net/http answers requests, in http.go, and never has the connection: between two of
-// them it owns nothing, and within one this process does not let go of the session.
+// What a session does here: it is between two requests, in one, or in a mode. To copy: this file, with
+// http.go. net/http answers requests, and never has the connection: between two of them it owns nothing, and
+// within one this process does not let go of the session.
 
 import (
-	"net"
 	"sync/atomic"
 	"time"
 )
-
-// state is what has to travel with the socket. At most one of the modes is not nil: that is the session's.
-type state struct {
-	In    []byte    `json:"in,omitempty"`     // read, and not yet answered
-	Out   []byte    `json:"out,omitempty"`    // an answer that the kernel has not accepted yet
-	Ended bool      `json:"ended,omitempty"`  // end-of-file has been read
-	Until time.Time `json:"until,omitzero"`   // by when the rest of the request must have come
-	Event *events   `json:"events,omitempty"` // mode: it is told something again and again
-	Chat  *chat     `json:"chat,omitempty"`   // mode: a WebSocket
-	Bye   *farewell `json:"bye,omitempty"`    // mode: all has been said
-
-	local, remote net.Addr // for net/http; asked for anew in each process
-}
 
 // mode is what a session does that is no exchange of requests any more. Its state is in its exported
 // fields, and so it goes on elsewhere.
@@ -31,19 +17,6 @@ type mode interface {
 	// step takes what it can use from In, puts into Out what there is to say, and reports whether that
 	// is something. It waits for nothing.
 	step(s *session) bool
-}
-
-// mode returns the session's, or nil between two requests.
-func (s *session) mode() mode {
-	switch {
-	case s.Event != nil:
-		return s.Event
-	case s.Chat != nil:
-		return s.Chat
-	case s.Bye != nil:
-		return s.Bye
-	}
-	return nil
 }
 
 // isSilent reports whether there is nothing to be done before the client says something.
