@@ -63,8 +63,11 @@ func (l listener) Addr() net.Addr            { return &net.TCPAddr{} }
 
 // web is net/http's server. It says itself that a head is too long: its limit is 4 KiB below what it reads.
 var web = &http.Server{MaxHeaderBytes: bufferSize - 4<<10, ConnState: func(c net.Conn, is http.ConnState) {
-	if is == http.StateIdle { // it has answered, and would keep the connection
-		c.(*exchange).kept.Store(true)
+	switch x := c.(*exchange); is {
+	case http.StateIdle: // it has answered, and would keep the connection
+		x.kept.Store(true)
+	case http.StateHijacked: // for a mode; or for a library, which may read all that comes, and stays here
+		x.then = unclear
 	}
 }}
 
