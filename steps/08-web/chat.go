@@ -48,6 +48,7 @@ func serveChat(w http.ResponseWriter, r *http.Request) {
 	x.Close()
 }
 
+// step takes the frames that have come, as far as they have, and says what the room has said meanwhile.
 func (c *chat) step(s *session) bool {
 	for !s.Ended && c.Code == 0 && c.receive(s) {
 	}
@@ -66,7 +67,7 @@ func (c *chat) receive(s *session) bool {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return false
 		}
-		expects := ws.StateServerSide
+		expects := ws.StateServerSide // so it must be masked: RFC 6455, 5.1
 		if c.Kind != 0 {
 			expects |= ws.StateFragmented
 		}
@@ -78,12 +79,13 @@ func (c *chat) receive(s *session) bool {
 			return c.fail(ws.StatusProtocolError)
 		case h.OpCode.IsControl() && int64(in.Len()) < h.Length:
 			return false // it is short, and must be here as a whole
-		case h.OpCode.IsData() && h.Length > maxMessage-int64(len(c.Message)):
+		case h.OpCode.IsData() && h.Length > maxMessage-int64(len(c.Message)): // before any of it is kept
 			return c.fail(ws.StatusMessageTooBig)
 		}
 		s.In = shrink(s.In, len(s.In)-in.Len())
 		c.Frame, c.Left = h, h.Length
 	}
+	// What follows is done once for a control frame, and for a data frame with each piece of it.
 	n := min(c.Left, int64(len(s.In)))
 	payload := bytes.Clone(s.In[:n])
 	ws.Cipher(payload, c.Frame.Mask, int(c.Frame.Length-c.Left)) // unmasks
@@ -123,7 +125,8 @@ func (c *chat) close(payload []byte) {
 	c.fail(code)
 }
 
-// post gives a whole message to the room.
+// post gives a whole message to the room. Whether it is UTF-8 can only be said of the whole: a fragment may end
+// within a rune (RFC 6455, 5.6).
 func (c *chat) post() {
 	message, kind := c.Message, c.Kind
 	c.Message, c.Kind = nil, 0

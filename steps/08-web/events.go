@@ -17,7 +17,8 @@ import (
 // tick is how often there is an event.
 const tick = 100 * time.Millisecond
 
-// events is the mode of a client that is told something ten times a second.
+// events is the mode of a client that is told something ten times a second. Due is a moment, and not a time to
+// wait: whoever is late, because of a restart or a slow client, is not late for the next one as well.
 type events struct {
 	Next int64     `json:"next"` // the number of the next event
 	Due  time.Time `json:"due"`  // when that will be

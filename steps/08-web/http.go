@@ -6,6 +6,10 @@ package main
 // is a net.Conn that begins with a request and ends behind the answer. It reads no further, and so there is
 // nothing in its hands when it is done.
 //
+//	exchange    answers one request, in the session's goroutine, and returns when the session is its own again
+//	web         is the http.Server: set its Handler, and call web.Serve(exchanges) before anybody connects
+//	leave       is for the old process, when the next one has everything
+//
 // Meanwhile the session waits, and cannot stand still. The handler goes on where it is; when it has
 // returned, the session moves, with as much of the answer as its client has not read.
 
@@ -22,7 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exchange is one request and its answer: the net.Conn. It has the session until it is closed.
+// exchange is one request and its answer: the net.Conn. It has the session until it is closed, and with it In
+// and Out. Read and Write may be called at the same time, but each by one goroutine, as net/http does.
 type exchange struct {
 	*session
 	ending
@@ -117,7 +122,8 @@ func (x *exchange) wait() error {
 	return io.EOF
 }
 
-// maxUnsent is how much of an answer is kept for a client that does not read. A handler that says more waits.
+// maxUnsent is how many bytes of an answer are kept for a client that does not read. A handler that says more
+// waits. It is far below maxBytes, so that a session that has moved fits an offer.
 const maxUnsent = 1 << 20
 
 // Write hands to the kernel what that accepts, and keeps the rest.
@@ -147,12 +153,14 @@ func (x *exchange) insist(do func() error) error {
 	return err
 }
 
+// Close ends the exchange, and not the connection: net/http calls it at the end, and whoever hijacks must.
 func (x *exchange) Close() error {
 	x.closed()
 	return nil
 }
 
-// SetReadDeadline is only what net/http itself needs: one that is over ends the Read that waits.
+// SetReadDeadline is only what net/http itself needs: one that is over ends the Read that waits. Any other would
+// be lost at a standstill: session.go.
 func (x *exchange) SetReadDeadline(t time.Time) error {
 	if time.Until(t) > 0 {
 		return os.ErrNoDeadline

@@ -17,7 +17,7 @@ import (
 //go:embed page.html
 var page []byte
 
-// handler has ordinary handlers, and two that begin a mode.
+// handler has ordinary handlers, and two that begin a mode. Nothing in an ordinary one knows of restarts.
 func handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {

@@ -108,13 +108,15 @@ func (r *room) post(f ws.Frame) error {
 	return nil
 }
 
-// reader is how far a client has read.
+// reader is how far a client has read: all that this session has of the room, and so all that travels.
 type reader struct {
 	At   int64 `json:"at"`   // the position of what comes next
 	Left int64 `json:"left"` // so much of the frame that has begun
 }
 
-// read returns what comes next for a client, as much as a session's buffer holds; nothing, if nobody has said anything.
+// read returns what comes next for a client: half a session's buffer at most, and not beyond the end of a frame,
+// behind which something else may have to be said. It returns nothing if nobody has said anything, and an error if
+// what comes next is, or may soon be, given back to the file system.
 func (r *room) read(from *reader) ([]byte, error) {
 	end := r.end.Load()
 	if behind := end - from.At; behind > maxBehind && from.Left == 0 || behind > maxBehind*3/2 {
