@@ -45,8 +45,11 @@ func (s step) first(t *testing.T, path string, with ...how) *process {
 
 func (s step) next(t *testing.T, path, addr string, with ...how) *process {
 	t.Helper()
-	usual := args("-addr", addr, "-control", path, "-timeout", "1h", "-drain", "1h")
-	return s.start(t, append([]how{usual}, with...)...)
+	usual := []string{"-addr", addr, "-control", path, "-timeout", "1h", "-drain", "1h"}
+	if s.web {
+		usual = append(usual, "-patience", "1h")
+	}
+	return s.start(t, append([]how{args(usual...)}, with...)...)
 }
 
 func (p *process) listens() *process {

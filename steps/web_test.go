@@ -318,7 +318,7 @@ func TestRequestCut(t *testing.T) {
 }
 
 // TestRunningHandler: a request that is being answered is waited for. If that takes too long, it is answered
-// where it is, and its client is told to come again. (Too long is 5 s here: that is also as long as another process
+// where it is, and its client is told to come again. (Too long is 10 s here: that is also as long as another process
 // may take for an answer, on the slowest machine.)
 func TestRunningHandler(t *testing.T) {
 	t.Parallel()
@@ -347,7 +347,7 @@ func TestRunningHandler(t *testing.T) {
 				eventually(t, "its handler reads", func() bool { return unread(t, busy) == 0 })
 			}
 			begin()
-			young := webStep.next(t, path, addr, args("-timeout", "5s"))
+			young := webStep.next(t, path, addr, args("-timeout", "10s"))
 			eventually(t, "the other one moves", func() bool { return young.has(inode) })
 			other.posted("not disturbed")
 			if young.has(busy.inode()) {
@@ -401,7 +401,7 @@ func unread(t *testing.T, c *client) (n int) {
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
 	path := meetingPlace(t)
-	old := webStep.first(t, path, args("-timeout", "5s"))
+	old := webStep.first(t, path, args("-timeout", "10s"))
 	addr := old.addr()
 	slow := map[int]*client{}
 	for _, size := range []int{900 << 10, 16 << 20} {
