@@ -14,7 +14,7 @@
 //	<!-- program: 03-scm-rights -->                            go: a whole program, built and run in an empty folder;
 //	<!-- program: 03-scm-rights fdpass.go socket.go -->        the same, beside copies of these files of the step.
 //	                                                           Its last line of output is its comment // Output: ...
-//	<!-- program: 07-hot-restart session.go-state-T.f -->      a file without these declarations: the program has its own
+//	<!-- program: 08-web web.go-mode-T.f -->                   a file without these declarations: the program has its own
 //	<!-- planted: 05 TestStory/04 -->                          text: what that test says (each line, with any numbers)
 //	                                                           once testdata/pitfalls/05.diff is applied
 //
@@ -33,7 +33,7 @@
 //
 // So are the code lines in the README's table of steps. An exercise is described in
 // exercises_test.go. Links, and names of tests, functions and commands, must lead somewhere
-// (pages_test.go); the chapters 01 to 05 must print nearly all their code, and 06 and 07 half of it (printed_test.go).
+// (pages_test.go); the chapters 01 to 05 must print nearly all their code, and those after them half of it (printed_test.go).
 package docs
 
 import (

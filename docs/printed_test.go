@@ -11,7 +11,7 @@ import (
 )
 
 // A reader of the chapters 01 to 05 need not open the folder: each prints nearly all code that is new
-// in its step, with words between. The chapters 06 and 07 print at least half.
+// in its step, with words between. The chapters from 06 on print at least half.
 const leastPrinted, leastPrintedOfRestarts, leastWords = 0.8, 0.5, 3.0
 
 func TestChaptersPrintTheirCode(t *testing.T) {

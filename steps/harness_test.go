@@ -45,6 +45,7 @@ type step struct {
 	pulls    bool // the new process fetches the descriptor: an offer dies with the old one
 	restarts bool // started again, it takes over the listeners
 	moves    bool // and the connections
+	web      bool // it speaks HTTP, and not lines
 }
 
 var steps = []step{
@@ -55,14 +56,16 @@ var steps = []step{
 	{name: "05-pidfd", tcp: true, meets: true, steals: true, pulls: true},
 	{name: "06-listeners", tcp: true, restarts: true},
 	{name: "07-hot-restart", tcp: true, restarts: true, moves: true},
+	{name: "08-web", restarts: true, moves: true, web: true},
 }
 
 func servesTCP(s step) bool { return s.tcp }
 func meets(s step) bool     { return s.meets }
 func steals(s step) bool    { return s.steals }
 func pulls(s step) bool     { return s.pulls }
-func restarts(s step) bool  { return s.restarts }
+func restarts(s step) bool  { return s.restarts && !s.web }
 func drains(s step) bool    { return s.restarts && !s.moves }
+func moves(s step) bool     { return s.moves }
 
 func stealing() []step {
 	return slices.DeleteFunc(slices.Clone(steps), func(s step) bool { return !s.steals })

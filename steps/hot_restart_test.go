@@ -29,14 +29,27 @@ var hotRestart = steps[slices.IndexFunc(steps, func(s step) bool { return s.move
 // first starts a server that nothing has gone before.
 func first(t *testing.T, path string, with ...how) *process {
 	t.Helper()
-	return next(t, path, "127.0.0.1:0", with...).listens()
+	return hotRestart.first(t, path, with...)
 }
 
 // next starts one more process at a path, and does not wait for it.
 func next(t *testing.T, path, addr string, with ...how) *process {
 	t.Helper()
-	usual := args("-addr", addr, "-control", path, "-drain", "1h")
-	return hotRestart.start(t, append([]how{usual}, with...)...)
+	return hotRestart.next(t, path, addr, with...)
+}
+
+func (s step) first(t *testing.T, path string, with ...how) *process {
+	t.Helper()
+	return s.next(t, path, "127.0.0.1:0", with...).listens()
+}
+
+func (s step) next(t *testing.T, path, addr string, with ...how) *process {
+	t.Helper()
+	usual := []string{"-addr", addr, "-control", path, "-drain", "1h"}
+	if s.web {
+		usual = append(usual, "-patience", "1h")
+	}
+	return s.start(t, append([]how{args(usual...)}, with...)...)
 }
 
 func (p *process) listens() *process {
@@ -106,9 +119,12 @@ var hotKills = []struct{ situation, victim, at, listeners, first, second string 
 	{"refuses", "neither", "", "old", "new", "old"},
 }
 
-func TestHotKills(t *testing.T) {
+func TestHotKills(t *testing.T) { hotRestart.dies(t) }
+
+// dies runs the rows for a step; each fifth of them, if they are many.
+func (s step) dies(t *testing.T) {
 	for i, k := range hotKills {
-		if testing.Short() && i%5 != 0 {
+		if testing.Short() && i%5 != 0 || s.web && !isLong && i%5 != 2 {
 			continue
 		}
 		t.Run(fmt.Sprintf("%s/%s dies %s", k.situation, k.victim, k.at), func(t *testing.T) {
@@ -129,14 +145,14 @@ func TestHotKills(t *testing.T) {
 				newHooks = append(newHooks, k.at+" kill")
 			}
 			path := meetingPlace(t)
-			old := first(t, path, args("-batch", "1"), hook(oldHooks...))
+			old := s.first(t, path, args("-batch", "1"), hook(oldHooks...))
 			addr := old.addr()
 			clients := []*client{dial(t, addr), dial(t, addr)}
 			for _, c := range clients {
-				c.echoed("hello")
-				c.send("half a ") // which the old process has in hand
+				s.greet(c, "hello")
+				c.send(s.half()) // which the old process has in hand
 			}
-			young := next(t, path, addr, hook(newHooks...))
+			young := s.next(t, path, addr, hook(newHooks...))
 			switch {
 			case hesitates:
 				young.stopped()
@@ -167,7 +183,7 @@ func TestHotKills(t *testing.T) {
 			want := map[string]int{k.first: 1}
 			want[k.second]++
 			for _, c := range clients {
-				by := whoServes(t, c, old, young)
+				by := whoServes(t, s, c, old, young)
 				served[by] = append(served[by], c)
 			}
 			for by, n := range want {
@@ -177,10 +193,10 @@ func TestHotKills(t *testing.T) {
 			}
 			switch k.listeners {
 			case "old":
-				dial(t, addr).echoed("a new one")
+				s.greet(dial(t, addr), "a new one")
 			case "new", "anew":
 				young.listens()
-				dial(t, addr).echoed("a new one")
+				s.greet(dial(t, addr), "a new one")
 			case "nobody":
 				eventually(t, "nobody listens at "+addr, func() bool {
 					c, err := net.Dial("tcp", addr)
@@ -191,12 +207,12 @@ func TestHotKills(t *testing.T) {
 				})
 			}
 			// Nothing needs cleaning up: the same command once more takes over, or begins anew.
-			next(t, path, addr).listens()
-			dial(t, addr).echoed("and on")
+			s.next(t, path, addr).listens()
+			s.greet(dial(t, addr), "and on")
 			for by, list := range served {
 				for _, c := range list {
 					if by != "nobody" {
-						c.echoed("still here")
+						s.greet(c, "still here")
 					}
 				}
 			}
@@ -211,10 +227,10 @@ func TestHotKills(t *testing.T) {
 }
 
 // whoServes finishes a client's line, and says who has answered: every byte once, or the end.
-func whoServes(t *testing.T, c *client, old, young *process) string {
+func whoServes(t *testing.T, s step, c *client, old, young *process) string {
 	t.Helper()
 	_, sent := io.WriteString(c, "line\n") // to a connection that has ended it may fail
-	line, err := c.in.ReadString('\n')
+	line, err := s.read(c)
 	switch {
 	case line == "half a line\n" && sent == nil:
 	case line == "" && err != nil:

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"math/rand"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,10 +19,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const demoClients, demoRestarts = 200, 5
+const demoRestarts = 5
 
 // runDemo restarts a server again and again while its clients talk. It returns nil only if each of
-// them has received what it has sent, over one connection.
+// them is content: talk counts what it has received, until over, and says what was wrong with it.
 func runDemo() error {
 	folder, err := os.MkdirTemp("", "steal-demo-")
 	if err != nil {
@@ -38,18 +36,18 @@ func runDemo() error {
 	}
 	defer func() { server.Kill() }()
 	var clients sync.WaitGroup
-	var lines atomic.Int64
+	var received atomic.Int64
 	over, failures := make(chan struct{}), make(chan error, demoClients)
 	for id := range demoClients {
 		clients.Go(func() {
-			if err := talk(addr, id, &lines, over); err != nil {
+			if err := talk(addr, id, &received, over); err != nil {
 				failures <- fmt.Errorf("verdict: BAD: client %d: %w", id, err)
 			}
 		})
 	}
 	log.Printf("%d clients talk to pid %d", demoClients, server.Pid)
 	for range demoRestarts {
-		for enough := lines.Load() + 20*demoClients; lines.Load() < enough && len(failures) == 0; {
+		for enough := received.Load() + 20*demoClients; received.Load() < enough && len(failures) == 0; {
 			time.Sleep(time.Millisecond)
 		}
 		next, _, err := startServer("-control", path)
@@ -64,33 +62,8 @@ func runDemo() error {
 	if len(failures) > 0 {
 		return <-failures
 	}
-	log.Printf("verdict: good: %d restarts, %d clients, %d lines; each came back once, in order, over the connection it was sent on",
-		demoRestarts, demoClients, lines.Load())
+	log.Printf("verdict: good: %d restarts, %d clients, %d "+demoVerdict, demoRestarts, demoClients, received.Load())
 	return nil
-}
-
-// talk is one client: it sends lines of any length, and compares what comes back.
-func talk(addr string, id int, lines *atomic.Int64, over <-chan struct{}) error {
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	in := bufio.NewReader(c)
-	for n := 0; ; n++ {
-		select {
-		case <-over:
-			return nil
-		default:
-		}
-		c.SetDeadline(time.Now().Add(20 * time.Second))
-		want := fmt.Sprintf("client %d, line %d %s\n", id, n, strings.Repeat("x", rand.Intn(2000)))
-		io.WriteString(c, want) // what fails here is not received below
-		if got, err := in.ReadString('\n'); got != want {
-			return fmt.Errorf("received %q (%v), not %q", got, err, want)
-		}
-		lines.Add(1)
-	}
 }
 
 // startServer starts this program once more, shows what it says, and waits until it serves.

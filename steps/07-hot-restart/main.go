@@ -12,12 +12,13 @@
 //
 //	main.go        read: the life of one process
 //	session.go     read, copy: a connection that can be stopped at any moment
+//	echo.go        read: its protocol
 //	clients.go     read: what a process does for its clients: accepting, serving, counting
 //	silent.go      read: those who say nothing, of whom there are most
 //	give.go        read: the old process's side, and who stands still when
 //	take.go        read: the new process's side
 //	batch.go       read, copy: many connections in one offer
-//	loaddemo.go    skip: the demonstration
+//	loaddemo.go    skip: the demonstration, and linedemo.go: its clients
 //	listeners.go   known from 06, and generations.go, restart.go and supervisor.go too
 //	protocol.go    known from 04
 //	fdpass.go      known from 03

@@ -3,7 +3,7 @@
 package main
 
 // One client's connection, which can be stopped at any moment and go on in another process. To copy:
-// this file and socket.go, and put your own protocol in the place of echo, read and answer.
+// this file and socket.go, and put your own protocol in the place of echo.go.
 //
 // What the other files call:
 //
@@ -13,19 +13,22 @@ package main
 //	halt          asks it to stand still; release takes that back, if it does not stand yet
 //	end, leave    close it: for everybody, or for this process alone
 //
-// All that the next process must know is in state. Nothing may be in a local variable when a system
-// call returns os.ErrDeadlineExceeded, as that is where a session stops.
+// What it calls is the protocol's, and so is state, where all is that the next process must know:
+//
+//	answer        makes an answer (Out) to what has been read (In), as far as it can, and waits for nothing
+//	isSilent      reports whether there is nothing to be done before the client says something
+//
+// Nothing may be in a local variable when a system call returns os.ErrDeadlineExceeded, as that is where
+// a session stops.
 //
 // Deadlines belong to the standstill. A session is stopped by one that is over: it ends the read or
 // write in which its goroutine waits, and the next one too, and says exactly how far it came. A
-// time-out of your own, behind which the session ends, goes through setDeadline, and nothing else sets one: so it can neither
-// lose a request to stand still nor be lost in one. It does not travel: if it must, put its end into
-// state, and such a session is not silent.
+// time-out of your own, behind which the session ends, goes through setDeadline, and nothing else sets
+// one: so it can neither lose a request to stand still nor be lost in one. It does not travel: if it
+// must, put its end into state, and such a session is not silent.
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"log"
 	"os"
@@ -42,15 +45,6 @@ type conn interface {
 	io.WriteCloser
 	syscall.Conn
 	SetDeadline(time.Time) error
-}
-
-// state is what has to travel with the socket. Add here what your own server must know to go on, in
-// exported fields: JSON leaves out the others without a word.
-type state struct {
-	In     []byte `json:"in,omitempty"`     // read, and not yet answered
-	Out    []byte `json:"out,omitempty"`    // an answer that the kernel has not accepted yet
-	Ended  bool   `json:"ended,omitempty"`  // end-of-file has been read
-	Inside bool   `json:"inside,omitempty"` // what comes next continues a line
 }
 
 // session is a connection. Its fields belong to the goroutine that serves it, or to whoever has made
@@ -95,9 +89,6 @@ func (s *session) open() (err error) {
 	}
 	return err
 }
-
-// isSilent reports whether there is nothing to be done before the client says something.
-func (s *session) isSilent() bool { return s.bytes() == 0 && !s.Ended }
 
 // bytes is how many of them must travel with the socket.
 func (s *session) bytes() int { return len(s.In) + len(s.Out) }
@@ -147,8 +138,7 @@ func (s *session) release() bool {
 	if s.asked == nil {
 		return false
 	}
-	s.asked = nil
-	s.conn.SetDeadline(s.deadline)
+	s.asked = nil // serve sets another deadline
 	return true
 }
 
@@ -162,7 +152,7 @@ func (s *session) setDeadline(t time.Time) {
 	}
 }
 
-// stop is called when echo has returned, and reports whether that is the end of serve, and who has
+// stop is called when converse has returned, and reports whether that is the end of serve, and who has
 // asked for it. It is not the end if somebody has asked, and thought better of it.
 func (s *session) stop(err error) (to chan<- *session, stopped bool) {
 	s.mu.Lock()
@@ -176,17 +166,17 @@ func (s *session) stop(err error) (to chan<- *session, stopped bool) {
 // serve answers the client, until it has nothing more to say (over), or the session stands still.
 // Afterwards the session goes to the channel that is returned, if there is one.
 func (s *session) serve(lines *atomic.Uint64) chan<- *session {
-	s.setDeadline(s.deadline) // not the past one, by which it was stopped
 	for {
-		if to, stopped := s.stop(s.echo(lines)); stopped {
+		s.setDeadline(s.deadline) // not the past one, by which it was stopped
+		if to, stopped := s.stop(s.converse(lines)); stopped {
 			s.stood = time.Now()
 			return to
 		}
 	}
 }
 
-// echo sends every line back, until everything up to end-of-file has been answered.
-func (s *session) echo(lines *atomic.Uint64) error {
+// converse writes, answers and reads, until everything up to end-of-file has been answered.
+func (s *session) converse(lines *atomic.Uint64) error {
 	for {
 		if err := s.write(); err != nil {
 			return err
@@ -203,7 +193,7 @@ func (s *session) echo(lines *atomic.Uint64) error {
 	}
 }
 
-// bufferSize bounds what a client can make this process remember. A longer line is echoed in pieces.
+// bufferSize bounds what a client can make this process remember: answer must take something of as much.
 const bufferSize = 16 << 10
 
 // buffers are those that hold nothing. A session has one only while it holds something: of ten
@@ -263,48 +253,4 @@ func (s *session) read() error {
 		err = os.NewSyscallError("read", failed)
 	}
 	return err
-}
-
-// answer makes the answer to the lines that have been read, and reports whether there were any.
-func (s *session) answer(lines *atomic.Uint64) bool {
-	read := s.In
-	for line := s.next(read); len(line) > 0; line = s.next(read) {
-		read = read[len(line):]
-		begins := !s.Inside
-		s.Inside = line[len(line)-1] != '\n'
-		if !s.Inside {
-			lines.Add(1)
-		}
-		if s.Out == nil {
-			s.Out = newBuffer()
-		}
-		if begins && isStay(line) {
-			s.stays.Store(true)
-			s.Out = fmt.Appendf(s.Out, "* stays with pid %d\n", os.Getpid())
-		} else {
-			s.Out = append(s.Out, line...) // binary-exact: no byte is taken for text
-		}
-	}
-	s.In = shrink(s.In, len(s.In)-len(read))
-	return len(s.Out) > 0
-}
-
-// next returns the line that in begins with, or the piece of one that fills the buffer or ends with
-// the connection. It is empty if there is more to come first.
-func (s *session) next(in []byte) []byte {
-	if end := bytes.IndexByte(in, '\n'); end >= 0 {
-		return in[:end+1]
-	}
-	if s.Ended || len(in) >= bufferSize {
-		return in
-	}
-	return nil
-}
-
-// isStay reports whether a line marks its connection as one that cannot move: here in the place of
-// TLS, or of a library that has the socket.
-func isStay(line []byte) bool {
-	word := bytes.Trim(line, " \t\r\n")
-	// The length keeps out what folds to these letters and is none of them, such as U+017F.
-	return len(word) == len("STAY") && bytes.EqualFold(word, []byte("STAY"))
 }
