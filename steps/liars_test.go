@@ -345,6 +345,9 @@ func socketOf(t *testing.T, domain, kind int) int {
 func TestLyingOldProcess(t *testing.T) {
 	each(t, steals, func(t *testing.T, s step) {
 		x := serve(t)
+		if s.encrypts {
+			x.encrypt()
+		}
 		l, young := host(t, s, meetingPlace(t))
 		// Where Yama's ptrace_scope is 1, a process must name who may fetch. EINVAL: there is no Yama.
 		if err := unix.Prctl(unix.PR_SET_PTRACER, unix.PR_SET_PTRACER_ANY, 0, 0, 0); err != nil && err != unix.EINVAL {
