@@ -25,10 +25,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options of level SOL_TLS, and types of a control message of that level (linux/tls.h).
+// keyOptions are the socket options of level SOL_TLS that take a key (linux/tls.h): TX is for what this
+// end sends, RX for what it receives.
+var keyOptions = map[string]int{"TLS_TX": 1, "TLS_RX": 2}
+
+// Types of a control message of that level.
 const (
-	tlsTX         = 1 // TLS_TX: the key that this end writes with
-	tlsRX         = 2 // TLS_RX: the key that it reads with
 	setRecordType = 1 // TLS_SET_RECORD_TYPE, with sendmsg(2)
 	getRecordType = 2 // TLS_GET_RECORD_TYPE, with recvmsg(2)
 )
@@ -72,17 +74,14 @@ func (s *secrets) expand(secret []byte, label string, size int) []byte {
 	label = "tls13 " + label
 	info := binary.BigEndian.AppendUint16(nil, uint16(size))
 	info = append(append(append(info, byte(len(label))), label...), 0)
-	out, err := hkdf.Expand(s.hash, secret, string(info), size)
-	if err != nil { // only if size were more than 255 hashes
-		panic(err)
-	}
+	out, _ := hkdf.Expand(s.hash, secret, string(info), size) // fails for more than 255 hashes at once
 	return out
 }
 
-// install gives the kernel the key of one direction of c: TLS_TX or TLS_RX, with a struct
-// tls12_crypto_info_..., which in spite of its name is for TLS 1.3 too. A secret's first record has
-// number 0 (RFC 8446, section 5.3), so this comes before anything is sent or received under it.
-func (s *secrets) install(c syscall.Conn, direction int, secret []byte) error {
+// install gives the kernel the key of one direction of c, in a struct tls12_crypto_info_..., which in
+// spite of its name is for TLS 1.3 too. The first record under a secret has number 0 (RFC 8446,
+// section 5.3), so this comes before any is sent or received.
+func (s *secrets) install(c syscall.Conn, option string, secret []byte) error {
 	key, iv := s.expand(secret, "key", s.keySize), s.expand(secret, "iv", 12)
 	info := make([]byte, 0, 56)                             // of the longest
 	info = binary.NativeEndian.AppendUint16(info, 0x304)    // __u16 version: TLS 1.3
@@ -91,7 +90,7 @@ func (s *secrets) install(c syscall.Conn, direction int, secret []byte) error {
 	info = append(info, key...)                             // key[16] or key[32]
 	info = append(info, iv[:s.salt]...)                     // salt[4], or with ChaCha20 salt[0]
 	info = append(info, make([]byte, 8)...)                 // rec_seq[8]: the next record's number
-	err := setsockopt(c, map[int]string{tlsTX: "TLS_TX", tlsRX: "TLS_RX"}[direction], unix.SOL_TLS, direction, info)
+	err := setsockopt(c, option, unix.SOL_TLS, keyOptions[option], info)
 	clear(key)
 	clear(iv)
 	clear(info)
@@ -128,24 +127,34 @@ type kernelTLS struct {
 // sent or received yet. After an error c is as it was, and crypto/tls can go on; or closed, if the
 // kernel, having taken the one key, would not take the other.
 func toKernel(c conn, s *secrets) (*kernelTLS, error) {
-	if err := setsockopt(c, "TCP_ULP", unix.IPPROTO_TCP, unix.TCP_ULP, []byte("tls")); err != nil {
-		return nil, fmt.Errorf("the kernel has no TLS: %w: as root, modprobe tls", err)
+	if err := addTLS(c); err != nil {
+		return nil, err
 	}
-	if err := s.install(c, tlsRX, s.client); err != nil {
+	if err := s.install(c, "TLS_RX", s.client); err != nil {
 		return nil, fmt.Errorf("the kernel does not have this cipher: %w", err)
 	}
-	if err := s.install(c, tlsTX, s.server); err != nil {
+	if err := s.install(c, "TLS_TX", s.server); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return &kernelTLS{c, s}, nil
 }
 
-// isKernelTLS checks that fd is a socket with a key for either direction. It asks for as many bytes as the
-// struct's head has, version and cipher: who asks for all of it is told the key.
+// addTLS puts the kernel's TLS, still without a key, between a connected socket and its readers. It
+// fails with ENOENT where the kernel does not have it, and with ENOPROTOOPT on Multipath TCP.
+func addTLS(c syscall.Conn) error {
+	err := setsockopt(c, "TCP_ULP", unix.IPPROTO_TCP, unix.TCP_ULP, []byte("tls"))
+	if errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("the kernel has no TLS: %w: as root, modprobe tls", err)
+	}
+	return err
+}
+
+// isKernelTLS checks that fd is a socket with a key for either direction. It asks for the four bytes at
+// the struct's head, version and cipher: whoever asks for all of it is told the key.
 func isKernelTLS(fd int) error {
-	for name, direction := range map[string]int{"TLS_TX": tlsTX, "TLS_RX": tlsRX} {
-		if _, err := unix.GetsockoptInt(fd, unix.SOL_TLS, direction); err != nil {
+	for name, option := range keyOptions {
+		if _, err := unix.GetsockoptInt(fd, unix.SOL_TLS, option); err != nil {
 			return fmt.Errorf("not a TCP socket with TLS in the kernel: %w", os.NewSyscallError("getsockopt "+name, err))
 		}
 	}
@@ -196,18 +205,18 @@ func (c *kernelTLS) rekey(ours bool) error {
 	if _, _, err := c.receive(0); err != nil {
 		return err
 	}
-	next := func(direction int, secret []byte) error {
+	next := func(option string, secret []byte) error {
 		copy(secret, c.secrets.expand(secret, "traffic upd", len(secret)))
-		err := c.secrets.install(c, direction, secret)
+		err := c.secrets.install(c, option, secret)
 		if errors.Is(err, unix.EBUSY) {
-			err = fmt.Errorf("%w: this kernel takes one key only, and Linux 6.14 more", err)
+			err = fmt.Errorf("%w: a second key takes Linux 6.14", err)
 		}
 		return err
 	}
-	err := next(tlsRX, c.secrets.client)
+	err := next("TLS_RX", c.secrets.client)
 	if err == nil && ours {
 		if err = c.send(recordHandshake, keyUpdate, 0, 0, 1, 0); err == nil {
-			err = next(tlsTX, c.secrets.server)
+			err = next("TLS_TX", c.secrets.server)
 		}
 	}
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -43,7 +44,7 @@ func TestMain(m *testing.M) {
 func needsKernelTLS(t testing.TB) {
 	t.Helper()
 	server, _ := tcpPair(t, "tcp4")
-	if err := setsockopt(server, "TCP_ULP", unix.IPPROTO_TCP, unix.TCP_ULP, []byte("tls")); err != nil {
+	if err := addTLS(server); err != nil {
 		if !errors.Is(err, unix.ENOENT) {
 			t.Fatal(err)
 		}
@@ -305,7 +306,7 @@ func TestBadRecords(t *testing.T) {
 func canRekey(t testing.TB) bool {
 	t.Helper()
 	server, f := newForger(t)
-	err := server.secrets.install(server, tlsTX, f.s.server)
+	err := server.secrets.install(server, "TLS_TX", f.s.server)
 	if err != nil && !errors.Is(err, unix.EBUSY) {
 		t.Fatal(err)
 	}
@@ -365,7 +366,7 @@ func TestWhoAsksIsToldTheKey(t *testing.T) {
 		return info
 	}
 	err := borrow(server, func(fd int) error {
-		for direction, secret := range map[int][]byte{tlsTX: server.secrets.server, tlsRX: server.secrets.client} {
+		for direction, secret := range map[int][]byte{keyOptions["TLS_TX"]: server.secrets.server, keyOptions["TLS_RX"]: server.secrets.client} {
 			key := server.secrets.expand(secret, "key", 16)
 			if !bytes.Contains(ask(fd, direction, 40), key) {
 				t.Errorf("direction %d: the kernel keeps the key to itself", direction)
@@ -393,12 +394,12 @@ func TestIsKernelTLS(t *testing.T) {
 	}
 	check(plain, "getsockopt TLS_[TR]X: operation not supported")
 	needsKernelTLS(t)
-	if err := setsockopt(other, "TCP_ULP", unix.IPPROTO_TCP, unix.TCP_ULP, []byte("tls")); err != nil {
+	if err := addTLS(other); err != nil {
 		t.Fatal(err)
 	}
 	check(other, "getsockopt TLS_[TR]X: device or resource busy")
 	s, _ := newSecrets(t, tls.TLS_AES_128_GCM_SHA256)
-	if err := s.install(other, tlsTX, s.server); err != nil {
+	if err := s.install(other, "TLS_TX", s.server); err != nil {
 		t.Fatal(err)
 	}
 	check(other, "getsockopt TLS_RX: device or resource busy")
@@ -476,4 +477,86 @@ func (d *delayed) Write(b []byte) (int, error) {
 	}
 	_, err := d.Conn.Write(d.held)
 	return len(b), err
+}
+
+// TestCryptoTLSGoesOn: a cipher that the kernel does not have is no harm: the session is where it was.
+func TestCryptoTLSGoesOn(t *testing.T) {
+	needsKernelTLS(t)
+	config, err := newConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, client := tcpPair(t, "tcp4")
+	c := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
+	go c.Handshake() // what fails is missing below
+	session, s, err := handshake(server, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.cipher = 99
+	if _, err := toKernel(server, s); err == nil || err.Error() != "the kernel does not have this cipher: setsockopt TLS_RX: invalid argument" {
+		t.Fatal(err)
+	}
+	for _, ends := range [][2]*tls.Conn{{session, c}, {c, session}} {
+		io.WriteString(ends[0], "hello") // as above
+		got := make([]byte, 5)
+		if _, err := io.ReadFull(ends[1], got); err != nil || string(got) != "hello" {
+			t.Errorf("got %q, %v", got, err)
+		}
+	}
+}
+
+// TestOnward: what was stolen can be stolen again, and again, by whoever has a giver of its own.
+func TestOnward(t *testing.T) {
+	needsKernelTLS(t)
+	server, client := kernelPair(t, "tcp4", tls.TLS_CHACHA20_POLY1305_SHA256)
+	for hop := range 3 {
+		control, err := listenControl(filepath.Join(shortFolder(t), "control"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer control.Close()
+		from, err := dialControl(control.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer from.Close()
+		given := make(chan error, 1)
+		go func() {
+			g := &giver{control: control, timeout: patience}
+			given <- g.give(server, state{})
+		}()
+		io.WriteString(client, "sent meanwhile") // what fails is missing below
+		c, _, err := take(from)
+		if err := errors.Join(err, <-given); err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		server.Close()
+		server = &kernelTLS{conn: c}
+		got := make([]byte, 14)
+		if _, err := io.ReadFull(server, got); err != nil || string(got) != "sent meanwhile" {
+			t.Fatalf("hop %d: got %q, %v", hop, got, err)
+		}
+		io.WriteString(server, "an answer") // as above
+		if _, err := io.ReadFull(client, got[:9]); err != nil || string(got[:9]) != "an answer" {
+			t.Fatalf("hop %d: got %q, %v", hop, got, err)
+		}
+	}
+	server.CloseWrite()
+	if rest, err := io.ReadAll(client); len(rest) > 0 || err != nil {
+		t.Errorf("got %q, %v, want the end", rest, err)
+	}
+	server.Close()
+}
+
+// shortFolder is a folder whose path leaves room in a socket's address.
+func shortFolder(t testing.TB) string {
+	t.Helper()
+	folder, err := os.MkdirTemp("", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(folder) })
+	return folder
 }

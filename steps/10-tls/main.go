@@ -14,7 +14,7 @@
 //	session.go   read: as in 04, with a handshake before, and what is done without the kernel's help
 //	handshake.go read, copy: crypto/tls shakes hands, and lets go of the secrets
 //	ktls.go      read, copy: the keys go to the kernel, and what is not data comes from it
-//	pushtls.go   read, copy: as push.go in 04, and refuses what is not encrypted by the kernel
+//	pushtls.go   read, copy: refuses what the kernel does not encrypt; it stands in for push.go
 //	tlsdemo.go   skip: plays all parts
 //	protocol.go  known from 04, and steal.go too
 //	fdpass.go    known from 03

@@ -42,8 +42,8 @@ func runOld(addr, path string, timeout time.Duration) error {
 			return
 		}
 		k, err := toKernel(c, secrets)
-		if err != nil { // crypto/tls goes on
-			log.Printf("client %s: %v", s.Remote, err)
+		if err != nil {
+			log.Printf("client %s: %v; crypto/tls goes on", s.Remote, err)
 			secrets.wipe()
 			serve(userTLS{t, c}, s, func(state) error { return err })
 			return

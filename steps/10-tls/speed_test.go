@@ -1,0 +1,195 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	_ "unsafe" // for linkname
+)
+
+// Go lets nobody choose a cipher suite of TLS 1.3, but for those who reach for these lists.
+
+//go:linkname suitesWithAES crypto/tls.defaultCipherSuitesTLS13
+var suitesWithAES []uint16
+
+//go:linkname suitesWithoutAES crypto/tls.defaultCipherSuitesTLS13NoAES
+var suitesWithoutAES []uint16
+
+// goPair is a session between crypto/tls and a server: likewise, or if kernel with its keys in the kernel.
+func goPair(t testing.TB, id uint16, kernel bool) (server io.ReadWriter, client *tls.Conn) {
+	t.Helper()
+	defer func(before, alsoBefore []uint16) { suitesWithAES, suitesWithoutAES = before, alsoBefore }(suitesWithAES, suitesWithoutAES)
+	suitesWithAES, suitesWithoutAES = []uint16{id}, []uint16{id}
+	config, err := newConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, c := tcpPair(t, "tcp4")
+	client = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+	shaken := make(chan error, 1)
+	go func() { shaken <- client.Handshake() }()
+	session, keys, err := handshake(s, config)
+	if err := errors.Join(err, <-shaken); err != nil {
+		t.Fatal(err)
+	}
+	if got := client.ConnectionState().CipherSuite; got != id {
+		t.Fatalf("the cipher is %s", tls.CipherSuiteName(got))
+	}
+	c.SetDeadline(time.Time{}) // a benchmark takes as long as it takes
+	if !kernel {
+		return session, client
+	}
+	k, err := toKernel(s, keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k, client
+}
+
+// TestGoClient: crypto/tls at the other end, with each cipher.
+func TestGoClient(t *testing.T) {
+	needsKernelTLS(t)
+	for id := range suites {
+		t.Run(tls.CipherSuiteName(id), func(t *testing.T) {
+			server, client := goPair(t, id, true)
+			for _, size := range []int{1, 1000, 16 << 10, 1 << 20} {
+				sent := make([]byte, size)
+				rand.Read(sent)
+				for _, ends := range [][2]io.ReadWriter{{client, server}, {server, client}} {
+					go ends[0].Write(sent) // what fails is missing below
+					got := make([]byte, size)
+					if _, err := io.ReadFull(ends[1], got); err != nil || !bytes.Equal(got, sent) {
+						t.Fatalf("%d bytes: %v", size, err)
+					}
+				}
+			}
+			client.CloseWrite()
+			if rest, err := io.ReadAll(server); len(rest) > 0 || err != nil {
+				t.Errorf("read %q, %v, want the end", rest, err)
+			}
+			server.(*kernelTLS).CloseWrite()
+			if rest, err := io.ReadAll(client); len(rest) > 0 || err != nil {
+				t.Errorf("the client read %q, %v, want the end", rest, err)
+			}
+		})
+	}
+}
+
+// BenchmarkTLS compares a server whose keys are in the kernel with one of crypto/tls, which is the client in
+// either case: what the server sends, what it receives, and a question of 1 KiB with its answer.
+func BenchmarkTLS(b *testing.B) {
+	needsKernelTLS(b)
+	for id := range suites {
+		for _, what := range []string{"sends", "receives", "answers"} {
+			for _, size := range []int{1 << 10, 1 << 20} {
+				for _, kind := range []string{"crypto-tls", "kernel"} {
+					if what == "answers" && size > 1<<10 {
+						continue
+					}
+					b.Run(fmt.Sprintf("%s/%s/%d/%s", tls.CipherSuiteName(id), what, size, kind), func(b *testing.B) {
+						server, client := goPair(b, id, kind == "kernel")
+						from, to := server, io.ReadWriter(client)
+						if what == "receives" {
+							from, to = to, from
+						}
+						text, got := make([]byte, size), make([]byte, size)
+						b.SetBytes(int64(size))
+						if what == "answers" {
+							go io.Copy(struct{ io.Writer }{server}, struct{ io.Reader }{server}) // until the connection ends
+							for b.Loop() {
+								client.Write(text) // what fails is missing below
+								if _, err := io.ReadFull(client, got); err != nil {
+									b.Fatal(err)
+								}
+							}
+							return
+						}
+						read := make(chan int64)
+						go func() {
+							n, _ := io.Copy(struct{ io.Writer }{io.Discard}, io.LimitReader(to, 1<<62)) // until the end
+							read <- n
+						}()
+						for b.Loop() {
+							if _, err := from.Write(text); err != nil {
+								b.Fatal(err)
+							}
+						}
+						from.(interface{ CloseWrite() error }).CloseWrite()
+						if n := <-read; n < int64(b.N)*int64(size) {
+							b.Errorf("%d bytes of %d", n, b.N*size)
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// BenchmarkSteal measures how long a client waits, from sending STEAL to reading the answer; and in turn with
+// that, how long for the answer to a line. Step 04 measures the first under the same name, without TLS.
+func BenchmarkSteal(b *testing.B) {
+	needsKernelTLS(b)
+	path := filepath.Join(shortFolder(b), "control")
+	old, addr := startStep(b, "listening on ", "-addr", "127.0.0.1:0", "-control", path)
+	young, _ := startStep(b, "waiting on ", "-c", "-control", path)
+	var pauses, echoes []time.Duration
+	for b.Loop() {
+		c, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		in := bufio.NewReader(c)
+		ask := func(text, want string) time.Duration {
+			begin := time.Now()
+			io.WriteString(c, text) // what fails here is not answered
+			if got, err := in.ReadString('\n'); got != want {
+				b.Fatalf("got %q, %v, want %q", got, err, want)
+			}
+			return time.Since(begin)
+		}
+		ask("hello\n", "hello\n") // the handshake is in it
+		echoes = append(echoes, ask("hello\n", "hello\n"))
+		pauses = append(pauses, ask("STEAL\n", fmt.Sprintf("* stolen: pid %d -> pid %d\n", old.Process.Pid, young.Process.Pid)))
+		c.Close()
+	}
+	for name, times := range map[string][]time.Duration{"pause": pauses, "echo": echoes} {
+		slices.Sort(times)
+		b.ReportMetric(float64(times[len(times)/2].Nanoseconds())/1000, name+"-p50-µs")
+	}
+	b.ReportMetric(0, "ns/op") // the handshake is in it: it says nothing
+}
+
+// startStep starts the step as a process, and returns what its log says behind mark.
+func startStep(t testing.TB, mark string, args ...string) (cmd *exec.Cmd, rest string) {
+	t.Helper()
+	cmd = exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), "TEST_ROLE=step")
+	out, err := cmd.StderrPipe()
+	if err := errors.Join(err, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if _, rest, found := strings.Cut(lines.Text(), mark); found {
+			go io.Copy(io.Discard, out) // so that it never waits for a reader
+			return cmd, rest
+		}
+	}
+	t.Fatalf("%v ended, and never said %q", cmd.Args, mark)
+	return nil, ""
+}
