@@ -236,7 +236,7 @@ func (c *kernelTLS) receive(flags int) (kind byte, body []byte, err error) {
 	var n, controlLen int
 	waitErr := raw.Read(func(fd uintptr) bool {
 		n, controlLen, _, _, err = unix.Recvmsg(int(fd), body, control, flags)
-		return err != unix.EAGAIN
+		return !errors.Is(err, unix.EAGAIN)
 	})
 	if err := errors.Join(waitErr, os.NewSyscallError("recvmsg", err)); err != nil {
 		return 0, nil, err
@@ -261,7 +261,7 @@ func (c *kernelTLS) send(kind byte, body ...byte) error {
 	control[unix.CmsgLen(0)] = kind
 	waitErr := raw.Write(func(fd uintptr) bool {
 		err = unix.Sendmsg(int(fd), body, control, nil, 0)
-		return err != unix.EAGAIN
+		return !errors.Is(err, unix.EAGAIN)
 	})
 	return errors.Join(waitErr, os.NewSyscallError("sendmsg", err))
 }
