@@ -575,7 +575,7 @@ func dial(t *testing.T, addr string) *client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Close() }) // most tests have closed it
+	t.Cleanup(func() { _ = wire(c).Close() }) // most tests have closed it
 	if err := c.SetDeadline(deadline()); err != nil {
 		t.Fatal(err)
 	}

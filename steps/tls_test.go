@@ -75,6 +75,14 @@ type stream interface {
 	CloseWrite() error
 }
 
+// wire is the TCP connection below. A *tls.Conn that is closed waits for room to say so.
+func wire(c stream) net.Conn {
+	if c, ok := c.(*tls.Conn); ok {
+		return c.NetConn()
+	}
+	return c
+}
+
 // encrypted are the ports at which TLS is spoken, as long as their tests run.
 var encrypted sync.Map
 

@@ -88,6 +88,32 @@ func TestGoClient(t *testing.T) {
 	}
 }
 
+// TestTicketsShiftTheCount: why tickets are off. With them the server has sent a record under its secret
+// before the kernel begins to count, and the client expects another number than it gets.
+func TestTicketsShiftTheCount(t *testing.T) {
+	needsKernelTLS(t)
+	config, err := newConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.SessionTicketsDisabled = false
+	s, c := tcpPair(t, "tcp4")
+	client := tls.Client(c, &tls.Config{InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(1)})
+	go client.Handshake() // what fails is missing below
+	_, keys, err := handshake(s, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := toKernel(s, keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(server, "hello") // as above
+	if _, err := client.Read(make([]byte, 5)); err == nil || !strings.Contains(err.Error(), "bad record MAC") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // BenchmarkTLS compares a server whose keys are in the kernel with one of crypto/tls, in turn; the client is
 // crypto/tls in either case. It reports medians, for what the server sends, for what it receives (64 KiB or
 // 1 MiB, in writes of that many bytes), and for a question of 1 KiB with its answer.
