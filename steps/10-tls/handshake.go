@@ -2,8 +2,9 @@
 
 package main
 
-// The handshake, by crypto/tls, in such a way that another can go on after it. To copy: this file,
-// ktls.go and socket.go.
+// The handshake of TLS 1.3, by crypto/tls (RFC 8446), in such a way that another can go on after it. To
+// copy: this file, ktls.go and socket.go. It promises that afterwards the socket's next byte is the
+// first of a record of the session, and that this record, like the next one sent, has number 0.
 
 import (
 	"bytes"
@@ -23,8 +24,9 @@ import (
 // handshakeTime is how long a client may take to shake hands.
 const handshakeTime = 30 * time.Second
 
-// handshake shakes hands with a client, and returns the session and its secrets. Both are the caller's,
-// and c too, which has been read exactly up to the handshake's end.
+// handshake shakes hands with a client, and returns the session and its secrets. c has then been read
+// exactly up to the handshake's end. It stays the caller's, and after an error can only be closed:
+// the client did not come to an end within handshakeTime (os.ErrDeadlineExceeded), or speaks no TLS 1.3.
 func handshake(c net.Conn, config *tls.Config) (*tls.Conn, *secrets, error) {
 	s := &secrets{}
 	config = config.Clone()

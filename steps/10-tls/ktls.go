@@ -124,8 +124,9 @@ type kernelTLS struct {
 }
 
 // toKernel moves a session's keys into c's socket, right after the handshake: nothing else has been
-// sent or received yet. After an error c is as it was, and crypto/tls can go on; or closed, if the
-// kernel, having taken the one key, would not take the other.
+// sent or received yet. Afterwards c and s are the result's, and crypto/tls must not be used on c any
+// more. After an error c is as it was, and crypto/tls can go on: ENOENT if the kernel has no TLS or not
+// this cipher, EINVAL likewise. Or c is closed, if the kernel took the one key and not the other.
 func toKernel(c conn, s *secrets) (*kernelTLS, error) {
 	if err := addTLS(c); err != nil {
 		return nil, err
