@@ -18,6 +18,8 @@
 //	<!-- planted: 05 TestStory/04 -->                          text: what that test says (each line, with any numbers)
 //	                                                           once testdata/pitfalls/05.diff is applied
 //
+//	<!-- needs: a kernel with TLS -->    console: played only where there is one; likewise without
+//
 // Without a comment, go blocks are sketches that nobody checks, and console blocks are transcripts:
 // they are run (transcripts_test.go says how). One with commands only is filled in by -update. So is a
 // table or list between two comments:

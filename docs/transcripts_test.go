@@ -52,6 +52,12 @@ func TestTranscripts(t *testing.T) {
 		if !long && takesLong.MatchString(b.text) {
 			return b.text, nil
 		}
+		if needs := map[string]bool{"needs: a kernel with TLS": true, "needs: a kernel without TLS": false}; b.mark != "" {
+			if has, known := needs[b.mark]; known && has != kernelTLS() {
+				t.Logf("line %d %s", b.line, b.mark)
+				return b.text, nil
+			}
+		}
 		truth, err := newStage(t, bin).play(b.text)
 		if tool := new(missingTool); errors.As(err, tool) && os.Getenv("DOCS_TOOLS") == "" {
 			t.Logf("line %d: %v", b.line, err) // .ci/run installs them, and sets DOCS_TOOLS
@@ -61,7 +67,13 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
-var takesLong = regexp.MustCompile(`(?m)^\w*\$ .*(go build|strace|steps/0[678])`)
+// kernelTLS reports whether the module is loaded: a user's process cannot do that.
+func kernelTLS() bool {
+	available, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_ulp")
+	return err == nil && slices.Contains(strings.Fields(string(available)), "tls")
+}
+
+var takesLong = regexp.MustCompile(`(?m)^\w*\$ .*(go build|strace|steps/(0[678]|10))`)
 
 // quiet is how long a terminal must have been still before its output is taken for complete,
 // once it is known to differ from the page.
@@ -162,8 +174,12 @@ func (s *stage) perform(line string) (*terminal, error) {
 			term.reading.Wait()
 		}
 		err = term.awaitReady(command)
-		if m := listening.FindStringSubmatch(strings.Join(term.unshown(), "\n")); m != nil && s.names.run[firstPort] == "" {
-			s.names.page[number{"port", m[1]}], s.names.run[firstPort] = firstPort.value, m[1] // also if no line says so
+		first := firstPort
+		if strings.Contains(command, "10-tls") {
+			first.value = "8443"
+		}
+		if m := listening.FindStringSubmatch(strings.Join(term.unshown(), "\n")); m != nil && s.names.run[first] == "" {
+			s.names.page[number{"port", m[1]}], s.names.run[first] = first.value, m[1] // also if no line says so
 		}
 		return term, err
 	}
@@ -185,7 +201,7 @@ func (s *stage) perform(line string) (*terminal, error) {
 }
 
 var (
-	getsReady = regexp.MustCompile(`^go run \./steps/0[1-8]-[\w-]+( -c\b| -(?:control|addr|timeout|drain|batch) \S+)*$`)
+	getsReady = regexp.MustCompile(`^go run \./steps/(?:0[1-8]|10)-[\w-]+( -c\b| -(?:control|addr|timeout|drain|batch) \S+)*$`)
 	plainNC   = regexp.MustCompile(`^nc [^|<>;&]*$`)
 	ready     = regexp.MustCompile(`(?m)(listening|waiting) on \S+$`)
 	connected = regexp.MustCompile(`(?m)^ *\d+: \S+ \S+ 01 (?:\S+ +){5}(\d+) `) // proc_pid_net(5): state 01, inode
@@ -250,7 +266,7 @@ var (
 // start runs a command as the page shows it, with the steps built already, a control path of
 // its own, and ports of the kernel's choice.
 func (s *stage) start(command string) (*terminal, error) {
-	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart|08-web)( -(?:control|timeout|drain|batch) \S+)*$`).MatchString(command)
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart|08-web|10-tls)( -(?:control|timeout|drain|batch) \S+)*$`).MatchString(command)
 	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
 	command = strings.ReplaceAll(command, pageRun, s.run)
 	if tool, _, _ := strings.Cut(command, " "); tool != "go" {

@@ -46,6 +46,7 @@ type step struct {
 	restarts bool // started again, it takes over the listeners
 	moves    bool // and the connections
 	web      bool // it speaks HTTP, and not lines
+	encrypts bool // its clients speak TLS, and to steal it needs a kernel that does too
 }
 
 var steps = []step{
@@ -57,6 +58,7 @@ var steps = []step{
 	{name: "06-listeners", tcp: true, restarts: true},
 	{name: "07-hot-restart", tcp: true, restarts: true, moves: true},
 	{name: "08-web", restarts: true, moves: true, web: true},
+	{name: "10-tls", tcp: true, meets: true, steals: true, encrypts: true},
 }
 
 func servesTCP(s step) bool { return s.tcp }
@@ -81,18 +83,26 @@ func each(t *testing.T, about func(step) bool, test func(t *testing.T, s step)) 
 		}
 	}
 	if testing.Short() && strings.Contains(t.Name(), "/") {
+		if len(chosen) > 1 { // rather one that would not be skipped
+			chosen = slices.DeleteFunc(chosen, step.lacksTLS)
+		}
 		i := int(crc32.ChecksumIEEE([]byte(t.Name())) % uint32(len(chosen)))
 		chosen = chosen[i : i+1]
 	}
-	every(t, chosen, test)
+	every(t, chosen, about, test)
 }
 
-// every runs a test for these steps.
-func every(t *testing.T, chosen []step, test func(t *testing.T, s step)) {
+// every runs a test for these steps. Where the kernel has no TLS, nothing is stolen from who needs it.
+func every(t *testing.T, chosen []step, about func(step) bool, test func(t *testing.T, s step)) {
 	t.Parallel()
 	for _, s := range chosen {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
+			if s.lacksTLS() {
+				if s.steals = false; !about(s) {
+					t.Skip(kernelTLS())
+				}
+			}
 			test(t, s)
 		})
 	}
@@ -237,6 +247,7 @@ type process struct {
 	cmd      *exec.Cmd
 	pid      int
 	out, err *text
+	encrypts bool          // it speaks TLS
 	done     chan struct{} // closed when it has ended and its output has been read
 }
 
@@ -280,7 +291,9 @@ func (s step) start(t *testing.T, with ...how) *process {
 	if s.restarts {
 		with = append([]how{intoFile(t), patient}, with...)
 	}
-	return start(t, path, with...)
+	p := start(t, path, with...)
+	p.encrypts = s.encrypts
+	return p
 }
 
 // intoFile has a process log into a file, and not through a pipe of ours: the processes that it starts
@@ -339,6 +352,9 @@ func (s step) old(t *testing.T, path string, with ...how) *process {
 	}
 	p := s.start(t, append([]how{args(usual...)}, with...)...)
 	p.logged(`listening on `)
+	if s.encrypts {
+		p.addr() // for dial
+	}
 	return p
 }
 
@@ -443,7 +459,11 @@ func (p *process) logged(pattern string) []string {
 // addr is where the process serves TCP.
 func (p *process) addr() string {
 	p.t.Helper()
-	return p.logged(`listening on (\S+:\d+)$`)[1]
+	addr := p.logged(`listening on (\S+:\d+)$`)[1]
+	if p.encrypts {
+		wantsTLS(p.t, addr)
+	}
+	return addr
 }
 
 // fds is what the process has open: number to what /proc/PID/fd says it is.
@@ -546,24 +566,25 @@ func (l *text) String() string {
 	return l.all.String()
 }
 
-// client is a TCP client that fails its test instead of returning errors.
+// client is a TCP client that fails its test instead of returning errors. It speaks TLS where the server
+// does.
 type client struct {
 	t *testing.T
-	*net.TCPConn
+	stream
 	in *bufio.Reader
 }
 
 func dial(t *testing.T, addr string) *client {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", addr, patience)
+	c, err := connect(addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Close() }) // most tests have closed it
+	t.Cleanup(func() { _ = wire(c).Close() }) // most tests have closed it
 	if err := c.SetDeadline(deadline()); err != nil {
 		t.Fatal(err)
 	}
-	return &client{t, c.(*net.TCPConn), bufio.NewReader(c)}
+	return &client{t, c, bufio.NewReader(c)}
 }
 
 func (c *client) send(text string) {
@@ -638,6 +659,9 @@ func (c *client) finish(rest string) {
 func (c *client) ended() {
 	c.t.Helper()
 	rest, err := io.ReadAll(c.in)
+	if errors.Is(err, io.ErrUnexpectedEOF) { // of TLS without close_notify: a process was killed
+		err = nil
+	}
 	if len(rest) > 0 || err != nil && !errors.Is(err, unix.ECONNRESET) {
 		c.t.Fatalf("client %v got %.200q and %v, want the end", c.LocalAddr(), rest, err)
 	}

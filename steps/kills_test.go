@@ -48,7 +48,7 @@ var kills = []struct{ situation, victim, at, serves string }{
 func TestKills(t *testing.T) {
 	for _, k := range kills {
 		t.Run(fmt.Sprintf("%s/%s dies %s", k.situation, k.victim, k.at), func(t *testing.T) {
-			every(t, stealing(), func(t *testing.T, s step) { // each, also with -short: the two differ
+			every(t, stealing(), steals, func(t *testing.T, s step) { // each, also with -short: the two differ
 				at := k.at
 				if s.pulls && k.situation == "falls silent" && at == "before-send taken" && !knowsPeerPidfd(t) {
 					at = "before-send refused" // see knowsPeerPidfd

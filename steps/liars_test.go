@@ -345,6 +345,9 @@ func socketOf(t *testing.T, domain, kind int) int {
 func TestLyingOldProcess(t *testing.T) {
 	each(t, steals, func(t *testing.T, s step) {
 		x := serve(t)
+		if s.encrypts {
+			x.encrypt()
+		}
 		l, young := host(t, s, meetingPlace(t))
 		// Where Yama's ptrace_scope is 1, a process must name who may fetch. EINVAL: there is no Yama.
 		if err := unix.Prctl(unix.PR_SET_PTRACER, unix.PR_SET_PTRACER_ANY, 0, 0, 0); err != nil && err != unix.EINVAL {
@@ -398,6 +401,11 @@ func TestLyingOldProcess(t *testing.T) {
 		}
 		record, fds := offer(x.fd, x.cookie+1)
 		lies = append(lies, lie{"another cookie", record, fds, fmt.Sprintf(`its cookie is %d, the offer says %d`, x.cookie, x.cookie+1)})
+		if s.encrypts { // it would be served in plain text
+			plain := serve(t)
+			record, fds := offer(plain.fd, plain.cookie)
+			lies = append(lies, lie{"no TLS", record, fds, `not a TCP socket with TLS in the kernel: getsockopt TLS_[TR]X: operation not supported`})
+		}
 		if s.pulls {
 			closed, _ := offer(1<<20-1, x.cookie)
 			negative, _ := offer(-1, x.cookie)

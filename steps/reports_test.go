@@ -58,6 +58,9 @@ func TestNobodyReadsTheOutput(t *testing.T) {
 				if err := r.Close(); err != nil {
 					t.Fatal(err)
 				}
+				if s.encrypts {
+					wantsTLS(t, addr)
+				}
 				a, b := dial(t, addr), dial(t, addr)
 				for range 3 {
 					a.echoed("hello")

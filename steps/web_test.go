@@ -439,7 +439,7 @@ func TestSlowReader(t *testing.T) {
 	slow := map[int]*client{}
 	for _, size := range []int{900 << 10, 16 << 20} {
 		c := dial(t, addr)
-		c.SetReadBuffer(64 << 10)
+		c.stream.(*net.TCPConn).SetReadBuffer(64 << 10)
 		c.posted("hello")
 		slow[size] = c
 		body := strings.Repeat(fmt.Sprint(size, " "), size)[:size]
@@ -471,7 +471,7 @@ func TestHalfClosed(t *testing.T) {
 	big := strings.Repeat("x", 300<<10)
 	for i := range 10 {
 		c := dial(t, addr)
-		c.SetReadBuffer(64 << 10)
+		c.stream.(*net.TCPConn).SetReadBuffer(64 << 10)
 		go func() { // more than the kernel holds: it is sent while the answers are read
 			for n := range 20 {
 				io.WriteString(c, post(big, fmt.Sprint(n, big)[:len(big)])) // what fails is not answered

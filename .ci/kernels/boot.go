@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -83,10 +84,30 @@ func (g guest) initrd() (string, error) {
 		return "", err
 	}
 	var a archive
-	for _, folder := range []string{"bin", "dev", "etc", "proc", "programs", "programs/hooked", "sbin", "sys", "tests", "tmp", "usr", "usr/bin", "usr/sbin"} {
+	for _, folder := range []string{"bin", "dev", "etc", "modules", "proc", "programs", "programs/hooked", "sbin", "sys", "tests", "tmp", "usr", "usr/bin", "usr/sbin"} {
 		a.add(folder, 0o40755, nil)
 	}
-	files := map[string]string{"init": filepath.Join(folder, "init"), "bin/busybox": busybox}
+	files, err := clients()
+	if err != nil {
+		return "", err
+	}
+	made := map[string]bool{}
+	for name := range files { // with the folders of the libraries
+		for i := range name {
+			if folder := name[:i]; name[i] == '/' && !made[folder] {
+				made[folder] = true
+				a.add(folder, 0o40755, nil)
+			}
+		}
+	}
+	files["init"], files["bin/busybox"] = filepath.Join(folder, "init"), busybox
+	modules, err := filepath.Glob(g.image + ".modules/*.ko")
+	if err != nil {
+		return "", err
+	}
+	for _, path := range modules {
+		files["modules/"+filepath.Base(path)] = path
+	}
 	for _, t := range g.tests {
 		files["tests/"+t.name] = filepath.Join(g.work, "tests", t.name)
 	}
@@ -122,6 +143,27 @@ func (g guest) initrd() (string, error) {
 	a.add("TRAILER!!!", 0, nil)
 	path := filepath.Join(g.work, g.version+"-"+g.user+".cpio")
 	return path, os.WriteFile(path, a.Bytes(), 0o600)
+}
+
+// clients are the TLS clients of this machine that the suite knows, and the libraries that they need, by
+// their names in the guest.
+func clients() (map[string]string, error) {
+	files := map[string]string{}
+	for _, name := range []string{"openssl", "curl", "gnutls-cli"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return nil, err // run installs them
+		}
+		files["usr/bin/"+name] = path
+		list, err := exec.Command("ldd", path).Output()
+		if err != nil {
+			return nil, fmt.Errorf("ldd %s: %w", path, err)
+		}
+		for _, library := range regexp.MustCompile(`(?m)(/\S+) \(0x`).FindAllSubmatch(list, -1) {
+			files[string(library[1][1:])] = string(library[1])
+		}
+	}
+	return files, nil
 }
 
 // archive is a cpio archive as kernels unpack them (driver-api/early-userspace/buffer-format).

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -55,6 +56,12 @@ func main() {
 		{"`SO_RIGHTS_NOTRUNC`", set(85, 1)}, // of <asm-generic/socket.h>; x/sys does not have it
 		{"`net.ipv4.tcp_migrate_req`, the setting", func() error { _, err := os.Stat(migrateReq); return err }},
 		{"`net.ipv4.tcp_migrate_req`, its effect", migrate},
+		{"TLS in the kernel", func() error { _, err := tlsSocket(); return err }},
+		{"TLS in the kernel, AES-128-GCM", tlsKeys(51, 40, 1)},
+		{"TLS in the kernel, AES-256-GCM", tlsKeys(52, 56, 1)},
+		{"TLS in the kernel, ChaCha20-Poly1305", tlsKeys(54, 56, 1)},
+		{"TLS in the kernel, a second key", tlsKeys(51, 40, 2)},
+		{"TLS in the kernel, `getsockopt` of the key", tlsKey},
 		{"`PR_SET_PTRACER`", func() error { return unix.Prctl(unix.PR_SET_PTRACER, uintptr(os.Getppid()), 0, 0, 0) }},
 	} {
 		answer := "yes"
@@ -103,6 +110,60 @@ func errorOf(errs ...error) error {
 	for _, err := range errs {
 		if err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// tlsSocket is a connected socket with the kernel's TLS, and no key yet.
+func tlsSocket() (int, error) {
+	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err := errorOf(err, unix.Bind(listener, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(listener, 1)); err != nil {
+		return -1, err
+	}
+	addr, err := unix.Getsockname(listener)
+	if err != nil {
+		return -1, err
+	}
+	c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err := errorOf(err, unix.Connect(c, addr)); err != nil {
+		return -1, err
+	}
+	return c, unix.SetsockoptString(c, unix.IPPROTO_TCP, unix.TCP_ULP, "tls")
+}
+
+// tlsKeys gives both directions a key, once or more: a struct of linux/tls.h, version and cipher and then zeros.
+func tlsKeys(cipher byte, size, times int) func() error {
+	return func() error {
+		c, err := tlsSocket()
+		for range times {
+			for option := 1; option <= 2 && err == nil; option++ { // TLS_TX, TLS_RX
+				info := append([]byte{4, 3, cipher}, make([]byte, size-3)...)
+				err = unix.SetsockoptString(c, unix.SOL_TLS, option, string(info))
+			}
+		}
+		return err
+	}
+}
+
+// tlsKey asks for the key in both directions.
+func tlsKey() error {
+	c, err := tlsSocket()
+	if err != nil {
+		return err
+	}
+	info := append([]byte{4, 3, 51, 0}, "the iv..and the secret keysalt\x00\x00\x00\x00\x00\x00\x00\x00"...)[:40]
+	for option := 1; option <= 2; option++ {
+		if err := unix.SetsockoptString(c, unix.SOL_TLS, option, string(info)); err != nil {
+			return err
+		}
+		got, size := make([]byte, len(info)), uint32(len(info))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(c), unix.SOL_TLS, uintptr(option), uintptr(unsafe.Pointer(&got[0])), uintptr(unsafe.Pointer(&size)), 0)
+		if errno != 0 {
+			return errno
+		}
+		if !bytes.Equal(got[12:28], info[12:28]) {
+			return errors.New("no")
 		}
 	}
 	return nil
