@@ -1,0 +1,62 @@
+//go:build linux
+
+// Step 09: rescue. A server is killed with -9, or hangs, and no client notices: another process goes on
+// with every connection, at the exact byte.
+//
+//	go run ./steps/09-rescue             # a keeper, which starts a server and a spare one; wait for "listening on"
+//	nc 127.0.0.1 8080                    # a client: type lines
+//	kill -9 PID                          # the server's, which the log names. Type on in nc
+//	PANIC                                # typed in nc: a bug. HANG is another
+//
+// Or all of it in one terminal, with a hundred clients: go run ./steps/09-rescue -demo
+//
+// The keeper accepts. It has a descriptor of every connection and does nothing with it: so the death of
+// a server closes none. The server reads into memory that both have, and writes from it: so what it had
+// read is not lost with it. How far it had come, the kernel knows.
+//
+//	main.go      skip: flags
+//	counters.go  read, copy: how far a dead process had come with a socket
+//	memory.go    read, copy: what a dead process leaves: a ring of bytes and a word for each connection
+//	echo.go      read: what a server does for one client, so that another one can go on
+//	serve.go     read: the server: takes what the keeper has, and gives it to the next keeper
+//	keeper.go    read: the keeper: one server after the other
+//	estate.go    read, copy: all that one process leaves to another, and the messages that carry it
+//	partner.go   read, copy: another process: to see that it dies, and to see to it
+//	crowd.go     skip: the demonstration
+//	fdpass.go    known from 03
+//	control.go   known from 02
+//	process.go   known from 01
+//
+// Needs Linux 5.3 (for pidfd_open) and no privilege.
+package main
+
+import (
+	"flag"
+	"log"
+	"time"
+)
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:8080", "TCP `host:port` to serve; port 0 lets the kernel choose")
+	control := flag.String("control", "", "`path` of the unix socket where servers come to the keeper (default in a private folder)")
+	patience := flag.Duration("patience", 2*time.Second, "how long a server may stand still before it is killed")
+	connect := flag.Bool("c", false, "be one more spare server: connect to the keeper and wait")
+	resume := flag.Bool("resume", false, "be a new keeper: descriptor 3 leads to the server that has everything, and has started this process")
+	demo := flag.Bool("demo", false, "tell the whole story in one terminal")
+	flag.Parse()
+	path, err := controlPath(*control, "09-rescue")
+	role, run := "keeper", func() error { return runKeeper(*addr, path, *patience, *resume) }
+	switch {
+	case *demo:
+		role, run = "demo", runDemo
+	case *connect:
+		role, run = "server", func() error { return runServer(path, *patience) }
+	}
+	start(role)
+	if err == nil {
+		err = run()
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}

@@ -1,0 +1,125 @@
+//go:build linux
+
+package main
+
+// What a server leaves when it dies: memory that it shares with the keeper and with the next server. To
+// copy: this file, with golang.org/x/sys/unix. It promises that nobody who has this memory can make
+// others die of it: it cannot be made shorter, which would be their SIGBUS (memfd_create(2)).
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	slots    = 1 << 15                  // one for each connection. The first is the server's own: for its heartbeat
+	ringSize = 16 << 10                 // bytes of a connection that have been read and not yet answered
+	ringsAt  = slots * 8                // the words come first, so that those of idle connections share pages
+	memSize  = ringsAt + slots*ringSize // most of it holes, which cost nothing
+	seals    = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+)
+
+// A connection's word says what the server has made of it, and so does the whole of it in one store,
+// so that there is no moment between. Its upper bits are a position: the bytes before it have been
+// decided about. That is where the answer goes on after a death, and the next line begins.
+const (
+	busy     = 1 << iota // the line at that position is being worked on
+	inside               // the position is inside a line, whose beginning has been answered
+	suspect              // a server has died of that line, perhaps
+	position             // 1 here is position 1
+)
+
+// memory is a memfd, mapped. All of it is 0 at first.
+type memory struct {
+	fd    int
+	bytes []byte
+}
+
+func createMemory() (memory, error) {
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("rescue", flags|unix.MFD_NOEXEC_SEAL) // Linux 6.3 and later want to be told
+	if errors.Is(err, unix.EINVAL) {
+		fd, err = unix.MemfdCreate("rescue", flags)
+	}
+	if err != nil {
+		return memory{}, os.NewSyscallError("memfd_create", err)
+	}
+	err = os.NewSyscallError("ftruncate", unix.Ftruncate(fd, memSize))
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+		err = os.NewSyscallError("fcntl F_ADD_SEALS", err)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return memory{}, fmt.Errorf("%d bytes of shared memory: %w: is there a limit on file sizes? (ulimit -f)", memSize, err)
+	}
+	return mapMemory(fd)
+}
+
+// mapMemory maps memory that another process has made, if it is as createMemory makes it. It owns fd.
+func mapMemory(fd int) (m memory, err error) {
+	var stat unix.Stat_t
+	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err == nil {
+		err = unix.Fstat(fd, &stat)
+	}
+	if err == nil && (got&seals != seals || stat.Size != memSize) {
+		err = fmt.Errorf("it has seals %#x and %d bytes", got, stat.Size)
+	}
+	if err == nil {
+		m.bytes, err = unix.Mmap(fd, 0, memSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		err = os.NewSyscallError("mmap", err)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return memory{}, fmt.Errorf("shared memory: %w", err)
+	}
+	return memory{fd, m.bytes}, nil
+}
+
+// word returns a slot's word. The mapping begins at a page, so the word is aligned.
+func (m memory) word(slot int) *atomic.Uint64 {
+	return (*atomic.Uint64)(unsafe.Pointer(&m.bytes[slot*8]))
+}
+
+func (m memory) ring(slot int) ring {
+	return m.bytes[ringsAt+slot*ringSize:][:ringSize:ringSize]
+}
+
+// release gives a ring's pages back to the kernel, and leaves zeros: fallocate(2). If it cannot, they
+// are only not given back.
+func (m memory) release(slot int) {
+	unix.Fallocate(m.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(ringsAt+slot*ringSize), ringSize)
+}
+
+// ring holds the last bytes that have been read from a connection: the byte at position p, counted from
+// the connection's beginning, is at p modulo the ring's size. So where it is need not be written down:
+// the kernel's counters are the ring's two ends.
+type ring []byte
+
+// piece returns the bytes from one position to another, or as many of them as lie side by side.
+func (r ring) piece(from, to uint64) []byte {
+	at := from % ringSize
+	return r[at:min(at+to-from, ringSize)]
+}
+
+// line returns the line that begins at a position, with its newline, or if it is not whole what there is
+// of it.
+func (r ring) line(from, to uint64) (line []byte, whole bool) {
+	line = r.piece(from, to)
+	if end := bytes.IndexByte(line, '\n'); end >= 0 {
+		return line[:end+1], true
+	}
+	rest := r.piece(from+uint64(len(line)), to)
+	end := bytes.IndexByte(rest, '\n')
+	if end >= 0 {
+		rest = rest[:end+1]
+	}
+	return append(line[:len(line):len(line)], rest...), end >= 0
+}
