@@ -44,6 +44,7 @@ type step struct {
 	steals   bool // and a connection moves between them
 	pulls    bool // the new process fetches the descriptor: an offer dies with the old one
 	restarts bool // started again, it takes over the listeners
+	rescues  bool // its server may die at any moment, and another one goes on
 }
 
 var steps = []step{
@@ -53,6 +54,7 @@ var steps = []step{
 	{name: "04-steal", tcp: true, meets: true, steals: true},
 	{name: "05-pidfd", tcp: true, meets: true, steals: true, pulls: true},
 	{name: "06-listeners", tcp: true, restarts: true},
+	{name: "09-rescue", tcp: true, rescues: true},
 }
 
 func servesTCP(s step) bool { return s.tcp }
@@ -60,6 +62,7 @@ func meets(s step) bool     { return s.meets }
 func steals(s step) bool    { return s.steals }
 func pulls(s step) bool     { return s.pulls }
 func restarts(s step) bool  { return s.restarts }
+func rescues(s step) bool   { return s.rescues }
 
 func stealing() []step {
 	return slices.DeleteFunc(slices.Clone(steps), func(s step) bool { return !s.steals })
@@ -268,8 +271,11 @@ func (s step) start(t *testing.T, with ...how) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.restarts {
+	if s.restarts || s.rescues {
 		with = append([]how{intoFile(t)}, with...)
+	}
+	if s.rescues {
+		return startGroup(t, path, with...)
 	}
 	return start(t, path, with...)
 }
@@ -323,7 +329,7 @@ func (s step) old(t *testing.T, path string, with ...how) *process {
 	if s.tcp {
 		usual = append(usual, "-addr", "127.0.0.1:0")
 	}
-	if s.meets || s.restarts {
+	if s.meets || s.restarts || s.rescues {
 		usual = append(usual, "-control", path)
 	}
 	if s.steals || s.restarts {

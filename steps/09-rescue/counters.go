@@ -6,7 +6,8 @@ package main
 // golang.org/x/sys/unix.
 
 import (
-	"os"
+	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,33 +28,24 @@ type progress struct {
 // is counted as received, and read(2) does not return it.
 func progressOf(fd int) (progress, error) {
 	for {
-		before, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err != nil {
-			return progress{}, os.NewSyscallError("getsockopt TCP_INFO", err)
-		}
-		unread, err := unix.IoctlGetInt(fd, unix.SIOCINQ) // received, and not read: tcp(7)
-		if err != nil {
-			return progress{}, os.NewSyscallError("ioctl SIOCINQ", err)
-		}
-		unacked, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ) // written, and not acknowledged
-		if err != nil {
-			return progress{}, os.NewSyscallError("ioctl SIOCOUTQ", err)
-		}
-		after, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err != nil {
-			return progress{}, os.NewSyscallError("getsockopt TCP_INFO", err)
+		before, err1 := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		unread, err2 := unix.IoctlGetInt(fd, unix.SIOCINQ)   // received, and not read: tcp(7)
+		unacked, err3 := unix.IoctlGetInt(fd, unix.SIOCOUTQ) // written, and not acknowledged
+		after, err4 := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err := errors.Join(err1, err2, err3, err4); err != nil {
+			return progress{}, fmt.Errorf("ask for TCP_INFO, SIOCINQ and SIOCOUTQ: %w", err)
 		}
 		if before.Bytes_received != after.Bytes_received || before.Bytes_acked != after.Bytes_acked || before.State != after.State {
 			continue
 		}
-		received := after.Bytes_received
-		if after.State == unix.BPF_TCP_CLOSE_WAIT { // the client's FIN is counted as a byte, and is none
-			received--
+		ended := after.State == unix.BPF_TCP_CLOSE_WAIT
+		if ended { // the client's FIN is counted as a byte, and is none
+			after.Bytes_received--
 		}
 		return progress{
-			read:    received - uint64(unread),
+			read:    after.Bytes_received - uint64(unread),
 			written: after.Bytes_acked + uint64(unacked),
-			open:    after.State == unix.BPF_TCP_ESTABLISHED || after.State == unix.BPF_TCP_CLOSE_WAIT,
+			open:    ended || after.State == unix.BPF_TCP_ESTABLISHED,
 		}, nil
 	}
 }

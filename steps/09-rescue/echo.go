@@ -41,6 +41,13 @@ func (s *server) echo(c *socket.Conn, slot int) error {
 		return fmt.Errorf("shared memory is not true: written %d, decided %d, read %d", p.written, decided, p.read)
 	}
 	for ended := false; ; {
+		for p.written < decided { // first: the next line may be a server's death
+			n, err := c.Write(r.piece(p.written, decided))
+			if err != nil {
+				return err
+			}
+			p.written += uint64(n)
+		}
 		for decided < p.read {
 			line, whole := r.line(decided, p.read)
 			if !whole && !ended && len(line) < ringSize {
@@ -48,12 +55,8 @@ func (s *server) echo(c *socket.Conn, slot int) error {
 			}
 			decided = s.decide(word, line, whole)
 		}
-		for p.written < decided {
-			n, err := c.Write(r.piece(p.written, decided))
-			if err != nil {
-				return err
-			}
-			p.written += uint64(n)
+		if p.written < decided {
+			continue
 		}
 		if ended {
 			return io.EOF

@@ -50,10 +50,7 @@ func receive(c *socket.Conn) (m message, fds []int, err error) {
 		err = errGone
 	}
 	if err == nil {
-		if err = json.Unmarshal(record[:n], &m); err != nil {
-			closeFDs(fds)
-			err = fmt.Errorf("%w: %w", errBadRecord, err)
-		}
+		err = json.Unmarshal(record[:n], &m)
 	}
 	return m, fds, err
 }
@@ -87,38 +84,23 @@ func (e *estate) sendSome(c *socket.Conn, some ...int) error {
 	return send(c, message{Type: "connections", Slots: some}, fds...)
 }
 
-// add adds what a message brings, and owns its descriptors. After an error they are closed, and the
-// sender is not to be trusted: what it says is checked before it is used.
+// add adds what a message brings. After an error the sender is not to be trusted: what it says is
+// checked before it is used.
 func (e *estate) add(m message, fds []int) (err error) {
-	switch {
-	case m.Type == "estate" && e.held == nil && len(fds) == 2:
-		e.addr, e.count, e.listener = m.Addr, m.Count, fds[1]
-		e.held = map[int]int{}
+	if m.Type == "estate" && e.held == nil && len(fds) == 2 {
+		e.addr, e.count, e.listener, e.held = m.Addr, m.Count, fds[1], map[int]int{}
 		e.memory, err = mapMemory(fds[0])
 		return err
-	case m.Type != "connections" || e.held == nil || len(fds) != len(m.Slots):
-		err = fmt.Errorf("a message %q with %d descriptors and %d slots", m.Type, len(fds), len(m.Slots))
+	}
+	if m.Type != "connections" || e.held == nil || len(fds) != len(m.Slots) {
+		return fmt.Errorf("a message %q with %d descriptors and %d slots", m.Type, len(fds), len(m.Slots))
 	}
 	for i, slot := range m.Slots {
-		if err == nil {
-			err = e.addOne(slot, fds[i])
+		protocol, err := unix.GetsockoptInt(fds[i], unix.SOL_SOCKET, unix.SO_PROTOCOL)
+		if _, used := e.held[slot]; used || slot < 1 || slot >= slots || protocol != unix.IPPROTO_TCP {
+			return fmt.Errorf("slot %d (used: %v) with a socket of protocol %d (%v)", slot, used, protocol, err)
 		}
-		if err == nil {
-			fds[i] = -1
-		}
+		e.held[slot] = fds[i]
 	}
-	if err != nil {
-		closeFDs(fds)
-	}
-	return err
-}
-
-// addOne checks a slot and a descriptor.
-func (e *estate) addOne(slot, fd int) error {
-	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if _, used := e.held[slot]; used || slot < 1 || slot >= slots || err != nil || protocol != unix.IPPROTO_TCP {
-		return fmt.Errorf("slot %d (used: %v) with a socket of protocol %d (%v)", slot, used, protocol, err)
-	}
-	e.held[slot] = fd
 	return nil
 }

@@ -21,38 +21,34 @@ import (
 )
 
 const (
-	spareFDs = 64 // descriptors that are not for clients
-	hangs    = 8  // so many looks in a row, at even times within the patience, must find a server in the same place
+	spareFDs = 64 // descriptors that are not for clients: a rescue needs some
+	looks    = 8  // so often within the patience the keeper looks whether the server has moved
 	chances  = 3  // so many servers may die of one line
 )
 
 type keeper struct {
 	control  *controlSocket // its accept queue is the line of spare servers
-	path     string
 	patience time.Duration
-	accepts  *socket.Conn // the listener
+	free     chan int // slots
 
-	mu sync.Mutex // guards what follows, and is held while any of it is sent
-	estate
-	server  *partner // nil: there is none just now
-	free    []int    // slots
+	mu      sync.Mutex // guards what follows, and is held while any of it is sent
+	estate             // everything
+	server  *partner   // who has it too; nil: nobody just now
 	strikes map[int]strike
 }
 
-// strike is how often servers have died while they worked on the line at a position.
+// strike is how many servers have died while they worked on the line at a position.
 type strike struct {
 	at    uint64
 	times int
 }
 
 // runKeeper serves addr with one server after the other. A keeper that resumes gets everything from
-// the server that started it.
-func runKeeper(addr, path string, patience time.Duration, resume bool) error {
-	k := &keeper{path: path, patience: patience, strikes: map[int]strike{}}
-	var first *partner // a server that has everything
-	var err error
+// the server that has started it.
+func runKeeper(addr, path string, patience time.Duration, resume bool) (err error) {
+	k := &keeper{patience: patience, free: make(chan int, slots), strikes: map[int]strike{}}
 	if resume {
-		first, err = k.takeBack()
+		err = k.takeBack()
 	} else {
 		err = k.open(addr)
 	}
@@ -65,22 +61,19 @@ func runKeeper(addr, path string, patience time.Duration, resume bool) error {
 	exitOnSignal(k.end)
 	var limit unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // cannot fail: getrlimit(2)
-	for slot := min(slots, limit.Cur-spareFDs) - 1; slot > 0; slot-- {
-		if _, used := k.held[int(slot)]; !used {
-			k.free = append(k.free, int(slot))
+	for slot := 1; slot < slots && uint64(slot) < limit.Cur-spareFDs; slot++ {
+		if _, used := k.held[slot]; !used {
+			k.free <- slot
 		}
-	}
-	if k.accepts, err = socket.New(k.listener, "listener"); err != nil {
-		return err
 	}
 	go k.acceptAll()
 	go k.keepOne()
 	if resume {
-		k.with(first, false) // it is no child of this process
+		k.with(k.server) // no child of this process
 	}
 	go k.keepOne()
 	for {
-		k.with(k.next(), true)
+		k.with(nil)
 	}
 }
 
@@ -101,15 +94,17 @@ func (k *keeper) open(addr string) error {
 	if err != nil {
 		return err
 	}
-	lent := raw.Control(func(fd uintptr) {
-		k.listener, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
-		// What is accepted inherits these.
-		err = errors.Join(err,
+	lendErr := raw.Control(func(fd uintptr) {
+		// What is accepted inherits the options.
+		err = errors.Join(
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)) // progressOf says why
+		if err == nil {
+			k.listener, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		}
 	})
-	if err := cmp.Or(lent, err); err != nil {
+	if err := cmp.Or(lendErr, err); err != nil {
 		return fmt.Errorf("listener: %w", err)
 	}
 	k.addr, k.held = l.Addr().String(), map[int]int{}
@@ -118,13 +113,13 @@ func (k *keeper) open(addr string) error {
 }
 
 // takeBack gets everything from the server that has started this process.
-func (k *keeper) takeBack() (*partner, error) {
+func (k *keeper) takeBack() error {
 	unix.CloseOnExec(3)
 	c, err := socket.New(3, "control")
 	if err != nil {
-		return nil, fmt.Errorf("descriptor 3: %w: -resume is for a server to use", err)
+		return fmt.Errorf("descriptor 3: %w: -resume is for a server to use", err)
 	}
-	server, err := partnerAt(c)
+	k.server, err = partnerAt(c)
 	for err == nil && (k.held == nil || len(k.held) < k.count) {
 		var m message
 		var fds []int
@@ -132,147 +127,139 @@ func (k *keeper) takeBack() (*partner, error) {
 			err = k.add(m, fds)
 		}
 	}
-	return server, err
+	return err
 }
 
-// end is how a keeper ends that is told to. A server would start another one, so that goes first.
+// end ends a keeper that is told to end. A server would start another one, so that goes first.
 func (k *keeper) end() {
 	k.control.remove()
-	k.mu.Lock() // for good: nothing is started or sent any more
+	k.mu.Lock() // for good: nothing is started or given any more
 	if k.server != nil {
 		k.server.fence()
 	}
 }
 
-// keepOne sees to it that there is one server more: when one has died, it starts another, which gets
-// in line. Two of these make one that serves and a spare one, whichever is which.
+// keepOne keeps one child: when it has died, it starts another, which gets in line. Two of these make
+// a server and a spare one, whichever is which.
 func (k *keeper) keepOne() {
 	for {
 		k.mu.Lock()
-		cmd, err := startSelf(nil, "-c", "-control", k.path, "-patience", k.patience.String())
+		cmd, err := startSelf(nil, "-c", "-control", k.control.path, "-patience", k.patience.String())
 		k.mu.Unlock()
 		began := time.Now()
 		if err == nil {
-			err = cmd.Wait()
+			cmd.Wait() // ProcessState has it
 			log.Printf("server pid %d has ended: %v", cmd.Process.Pid, cmd.ProcessState)
 		} else {
 			log.Printf("start a server: %v", err)
 		}
-		if time.Since(began) < time.Second {
+		if time.Since(began) < time.Second { // not in a loop at full speed
 			time.Sleep(100 * time.Millisecond)
 		}
 	}
 }
 
-// next waits for the first server in line.
-func (k *keeper) next() *partner {
-	for {
+// with has a server serve until it is dead: one that has everything, or else the first in line.
+func (k *keeper) with(server *partner) {
+	next := server == nil
+	for server == nil {
 		c, _, err := k.control.Accept(context.Background(), 0)
 		if err == nil {
-			var server *partner
-			if server, err = partnerAt(c); err == nil {
-				return server
-			}
+			server, err = partnerAt(c)
 		}
-		log.Printf("a server in line: %v", err)
-		time.Sleep(time.Millisecond) // if it is for want of descriptors
+		if err != nil {
+			log.Printf("a server in line: %v", err)
+			time.Sleep(time.Millisecond) // if it is for want of descriptors
+		}
 	}
-}
-
-// with has a server serve, until it is dead.
-func (k *keeper) with(server *partner, give bool) {
-	over := make(chan struct{})
-	go k.watch(server, over)
-	k.mu.Lock()
-	k.server = server
+	over, watching := make(chan struct{}), sync.WaitGroup{}
+	watching.Go(func() { k.watch(server, over) })
 	var err error
-	if give {
+	k.mu.Lock()
+	if k.server = server; next {
 		err = k.sendTo(server.Conn)
 	}
-	n := len(k.held)
-	k.mu.Unlock()
 	if err == nil {
-		log.Printf("server pid %d has everything: connections %d; listening on %s", server.pid, n, k.addr)
+		log.Printf("server pid %d has everything: connections %d; listening on %s", server.pid, len(k.held), k.addr)
 	}
+	k.mu.Unlock()
 	for err == nil {
-		var m message
-		var fds []int
-		if m, fds, err = receive(server.Conn); err == nil {
-			err = k.done(m, fds)
-		}
+		err = k.hear(server)
 	}
-	server.fence()
 	close(over)
+	watching.Wait()
+	server.fence() // so it is, if it was not
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.server = nil
 	log.Printf("server pid %d: %v", server.pid, err)
+	k.server = nil
 	k.blame()
 }
 
-// done frees the slots of connections that a server has let go of. A server that says anything else is
-// not to be trusted: it is an error.
-func (k *keeper) done(m message, fds []int) error {
+// hear waits for a message: that connections are over. A server that says anything else is not to be
+// trusted: that is an error.
+func (k *keeper) hear(server *partner) error {
+	m, fds, err := receive(server.Conn)
 	closeFDs(fds)
-	if m.Type != "done" || len(fds) > 0 {
-		return fmt.Errorf("a message %q with %d descriptors", m.Type, len(fds))
+	if err != nil {
+		return err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, slot := range m.Slots {
-		if _, used := k.held[slot]; !used {
-			return fmt.Errorf("slot %d is not its own", slot)
+		if _, used := k.held[slot]; m.Type != "done" || !used {
+			return fmt.Errorf("a message %q about slot %d (used: %v)", m.Type, slot, used)
 		}
 		k.release(slot)
 	}
 	return nil
 }
 
-// release ends what this process has of a connection. No server has anything of it any more.
+// release ends what this process has of a connection, when no server has anything of it any more.
 func (k *keeper) release(slot int) {
 	unix.Close(k.held[slot])
 	delete(k.held, slot)
 	delete(k.strikes, slot)
 	k.memory.release(slot)
-	k.free = append(k.free, slot)
+	k.free <- slot
 }
 
-// watch kills a server that stands still: which works on the same line at every one of so many looks.
-// It counts looks, and not time: while all of us are stopped (Ctrl-Z), nobody looks. It takes no mutex,
-// since whoever has that may be waiting for this very server.
+// watch kills a server that stands still: at one look after the other a line is worked on, and it is
+// the same; or the heartbeat has not moved. It counts looks, and not time: when all of us are stopped
+// (Ctrl-Z), nobody looks. It takes no mutex: whoever has that may be waiting for this very server.
 func (k *keeper) watch(server *partner, over <-chan struct{}) {
-	last, looks := make([]uint64, slots), make([]int, slots)
-	for range time.Tick(k.patience / hangs) {
+	last, same := make([]uint64, slots), make([]int, slots)
+	for {
 		select {
 		case <-over:
 			return
-		default:
+		case <-time.After(k.patience / looks):
 		}
 		for slot := range last {
 			now := k.memory.word(slot).Load()
 			if now != last[slot] || now&busy == 0 && slot > 0 {
-				last[slot], looks[slot] = now, 0
-			} else if looks[slot]++; looks[slot] == hangs {
+				last[slot], same[slot] = now, 0
+			} else if same[slot]++; same[slot] == looks {
 				log.Printf("server pid %d hangs (slot %d): killing it", server.pid, slot)
-				server.kill() // fails if it is dead
+				server.kill()
 			}
 		}
 	}
 }
 
-// blame counts, after a server's death, how often a server has died while it worked on the same line. At
-// the third time the connection is given up: another server would die of it too.
+// blame counts, after a server's death, how many have died while they worked on the same line. After
+// the third the connection is given up: the next server would die of it too.
 func (k *keeper) blame() {
 	for slot, fd := range k.held {
 		word := k.memory.word(slot)
-		now := word.Load()
-		if now&busy == 0 {
+		was := word.Load()
+		if was&busy == 0 {
 			continue
 		}
-		word.Store(now&^busy | suspect)
+		word.Store(was&^busy | suspect)
 		s := k.strikes[slot]
-		if s.at != now/position {
-			s = strike{at: now / position}
+		if s.at != was/position {
+			s = strike{at: was / position}
 		}
 		s.times++
 		k.strikes[slot] = s
@@ -284,48 +271,36 @@ func (k *keeper) blame() {
 	}
 }
 
-// acceptAll accepts. Errors are reported and waited out, as in step 01.
+// acceptAll accepts clients, as long as there are slots, and gives them to the server. Errors are
+// reported and waited out, as in step 01.
 func (k *keeper) acceptAll() {
-	for reported := (time.Time{}); ; {
-		err := k.accept()
-		if err == nil {
-			continue
-		}
-		if time.Since(reported) > time.Minute {
-			reported = time.Now()
-			log.Printf("%v: clients wait in the accept queue until it works again", err)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-}
-
-var errFull = errors.New("as many connections as there can be (ulimit -n)")
-
-// accept accepts a client, and gives it to the server, if there is one. If not, or if that dies before
-// it has got it, the next server gets it with the others.
-func (k *keeper) accept() error {
-	k.mu.Lock()
-	full := len(k.free) == 0
-	k.mu.Unlock()
-	if full {
-		return errFull
-	}
-	var fd int
-	err := k.accepts.ReadFunc(context.Background(), "accept4", func(listener int) (err error) {
-		fd, _, err = unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		return err
-	})
+	listener, err := socket.New(k.listener, "listener")
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	slot := k.free[len(k.free)-1]
-	k.free = k.free[:len(k.free)-1]
-	k.held[slot] = fd
-	k.memory.word(slot).Store(0)
-	if k.server != nil {
-		k.sendSome(k.server.Conn, slot)
+	for reported := (time.Time{}); ; {
+		slot := <-k.free
+		err := listener.ReadFunc(context.Background(), "accept4", func(listener int) error {
+			k.mu.Lock() // before: if this process dies between accept4 and sendmsg, that client is lost
+			defer k.mu.Unlock()
+			fd, _, err := unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			if err != nil {
+				return err
+			}
+			k.held[slot] = fd
+			k.memory.word(slot).Store(0)
+			if k.server != nil {
+				k.sendSome(k.server.Conn, slot) // fails if it is just dying: then the next one gets it with the rest
+			}
+			return nil
+		})
+		if err != nil {
+			k.free <- slot
+			if time.Since(reported) > time.Minute {
+				reported = time.Now()
+				log.Printf("%v: clients wait in the accept queue until it works again", err)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
 	}
-	return nil
 }

@@ -4,7 +4,8 @@ package main
 
 // What a server leaves when it dies: memory that it shares with the keeper and with the next server. To
 // copy: this file, with golang.org/x/sys/unix. It promises that nobody who has this memory can make
-// others die of it: it cannot be made shorter, which would be their SIGBUS (memfd_create(2)).
+// others die of it: it cannot be made shorter, which would be their SIGBUS (memfd_create(2)). The
+// descriptors live as long as the process.
 
 import (
 	"bytes"
@@ -42,45 +43,30 @@ type memory struct {
 }
 
 func createMemory() (memory, error) {
-	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate("rescue", flags|unix.MFD_NOEXEC_SEAL) // Linux 6.3 and later want to be told
+	// Linux 6.3 and later want to be told that it is not to be executed. Older ones do not know the flag.
+	fd, err := unix.MemfdCreate("rescue", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
 	if errors.Is(err, unix.EINVAL) {
-		fd, err = unix.MemfdCreate("rescue", flags)
+		fd, err = unix.MemfdCreate("rescue", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	}
 	if err != nil {
 		return memory{}, os.NewSyscallError("memfd_create", err)
 	}
-	err = os.NewSyscallError("ftruncate", unix.Ftruncate(fd, memSize))
-	if err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
-		err = os.NewSyscallError("fcntl F_ADD_SEALS", err)
+	if err := unix.Ftruncate(fd, memSize); err != nil {
+		return memory{}, fmt.Errorf("%d bytes of shared memory: ftruncate: %w: is there a limit on file sizes? (ulimit -f)", memSize, err)
 	}
-	if err != nil {
-		unix.Close(fd)
-		return memory{}, fmt.Errorf("%d bytes of shared memory: %w: is there a limit on file sizes? (ulimit -f)", memSize, err)
-	}
+	unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals) // mapMemory looks
 	return mapMemory(fd)
 }
 
-// mapMemory maps memory that another process has made, if it is as createMemory makes it. It owns fd.
-func mapMemory(fd int) (m memory, err error) {
+// mapMemory maps memory, perhaps of another process, if it is as createMemory makes it.
+func mapMemory(fd int) (memory, error) {
 	var stat unix.Stat_t
-	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if err == nil {
-		err = unix.Fstat(fd, &stat)
+	got, _ := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err := unix.Fstat(fd, &stat); err != nil || got < 0 || got&seals != seals || stat.Size != memSize {
+		return memory{}, fmt.Errorf("shared memory with seals %#x and %d bytes (%v)", got, stat.Size, err)
 	}
-	if err == nil && (got&seals != seals || stat.Size != memSize) {
-		err = fmt.Errorf("it has seals %#x and %d bytes", got, stat.Size)
-	}
-	if err == nil {
-		m.bytes, err = unix.Mmap(fd, 0, memSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-		err = os.NewSyscallError("mmap", err)
-	}
-	if err != nil {
-		unix.Close(fd)
-		return memory{}, fmt.Errorf("shared memory: %w", err)
-	}
-	return memory{fd, m.bytes}, nil
+	all, err := unix.Mmap(fd, 0, memSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	return memory{fd, all}, os.NewSyscallError("mmap", err)
 }
 
 // word returns a slot's word. The mapping begins at a page, so the word is aligned.

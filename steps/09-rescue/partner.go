@@ -3,7 +3,6 @@
 package main
 
 // Another process: to see that it dies, and to see to it. To copy: this file, with control.go.
-// pidfd_open(2): a pid may name another process tomorrow, a pidfd never does.
 
 import (
 	"context"
@@ -15,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// partner is the process at the other end of a control socket.
+// partner is the process at the other end of a control socket. A pid may name another process
+// tomorrow, a pidfd never does: pidfd_open(2).
 type partner struct {
 	*socket.Conn
-	pid   int
-	pidfd *socket.Conn // no socket, but it waits in Go's poller like one
+	pid, pidfd int
 }
 
 // partnerAt opens the process at the other end of c, if it is this user's. It owns c.
@@ -34,54 +33,45 @@ func partnerAt(c *socket.Conn) (*partner, error) {
 
 // openPartner opens process pid, which has the other end of c. It owns c.
 func openPartner(c *socket.Conn, pid int) (*partner, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
-	var pidfd *socket.Conn
-	if err == nil {
-		pidfd, err = socket.New(fd, "pidfd")
-	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err == nil {
 		// The pid may be another process's by now. But the kernel closes a process's sockets before
 		// it frees its pid: if the other end is still open, it is that process.
 		err = c.ReadFunc(context.Background(), "poll", func(fd int) error {
-			ready := []unix.PollFd{{Fd: int32(fd)}}
-			if _, err := unix.Poll(ready, 0); err != nil {
-				return err
-			}
-			if ready[0].Revents&unix.POLLHUP != 0 {
+			if poll(fd, 0)&unix.POLLHUP != 0 {
 				return unix.ESRCH
 			}
 			return nil
 		})
-		if err != nil {
-			pidfd.Close()
-		}
 	}
 	if err != nil {
+		unix.Close(pidfd) // or -1, which is harmless
 		c.Close()
 		return nil, fmt.Errorf("pidfd_open of pid %d: %w: is it gone?", pid, err)
 	}
 	return &partner{c, pid, pidfd}, nil
 }
 
-// kill begins to end the process.
-func (p *partner) kill() error {
-	return p.pidfd.ReadFunc(context.Background(), "pidfd_send_signal", func(fd int) error {
-		return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-	})
+// poll is poll(2) for one descriptor.
+func poll(fd, timeout int) int16 {
+	for {
+		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(ready, timeout); err != unix.EINTR {
+			return ready[0].Revents
+		}
+	}
 }
 
-// fence makes sure that the process is dead: of whatever it has died, or whatever it is up to. Only then
-// nothing of it runs any more: no thread of it is in a read(2), and what it has locked is free. (That
-// its end of the socket is closed does not say so: it may have closed that itself.)
+// kill begins to end the process.
+func (p *partner) kill() { unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0) } // fails if it is dead
+
+// fence makes sure that the process is dead, whatever it has died of, or is up to. Only then nothing
+// of it runs any more: no thread of it is in a read(2), and what it has locked is free. (That its end
+// of the socket is closed does not say so: it may have closed that itself.)
 func (p *partner) fence() {
-	p.kill()                                                            // fails if it is dead
-	p.pidfd.ReadFunc(context.Background(), "poll", func(fd int) error { // fails if it is closed
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); n > 0 || err != nil {
-			return err
-		}
-		return unix.EAGAIN // wait in the poller, and ask again
-	})
-	p.pidfd.Close()
+	p.kill()
+	poll(p.pidfd, -1)
+	unix.Close(p.pidfd)
 	p.Close()
 }
 

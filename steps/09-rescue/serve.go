@@ -62,7 +62,7 @@ func runServer(path string, patience time.Duration) error {
 // so that a server that is stuck with it in hand does not pass for a live one.
 func (s *server) follow() error {
 	for {
-		s.keeper.SetReadDeadline(time.Now().Add(s.patience / hangs))
+		s.keeper.SetReadDeadline(time.Now().Add(s.patience / looks))
 		m, fds, err := receive(s.keeper.Conn)
 		s.mu.Lock()
 		switch {
