@@ -201,18 +201,20 @@ func (k *keeper) with(server *partner) {
 func (k *keeper) hear(server *partner) error {
 	m, fds, err := receive(server.Conn)
 	closeFDs(fds)
-	if err != nil {
-		return err
+	if err == nil && (m.Type != "done" || len(fds) > 0) {
+		err = fmt.Errorf("a message %q with %d descriptors", m.Type, len(fds))
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, slot := range m.Slots {
-		if _, used := k.held[slot]; m.Type != "done" || !used {
-			return fmt.Errorf("a message %q about slot %d (used: %v)", m.Type, slot, used)
+		if _, used := k.held[slot]; err == nil && !used {
+			err = fmt.Errorf("slot %d is done, and not in use", slot)
 		}
-		k.release(slot)
+		if err == nil {
+			k.release(slot)
+		}
 	}
-	return nil
+	return err
 }
 
 // release ends what this process has of a connection, when no server has anything of it any more.
