@@ -222,7 +222,6 @@ func (k *keeper) release(slot int) {
 	unix.Close(k.held[slot])
 	delete(k.held, slot)
 	delete(k.strikes, slot)
-	k.memory.release(slot)
 	k.free <- slot
 }
 
@@ -268,6 +267,7 @@ func (k *keeper) blame() {
 		if s.times == chances {
 			log.Printf("giving slot %d up: %d servers have died while they worked on its byte %d", slot, s.times, s.at)
 			unix.Shutdown(fd, unix.SHUT_RDWR) // fails if the client has reset it
+			k.memory.release(slot)
 			k.release(slot)
 		}
 	}

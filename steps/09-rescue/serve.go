@@ -97,13 +97,15 @@ func (s *server) begin(slot int) error {
 			log.Printf("slot %d: %v", slot, err)
 		}
 		// Whoever has a descriptor can end the connection for everybody: shutdown(2). To close it is
-		// not enough, as the keeper has another one. Then the slot is the keeper's again.
+		// not enough, as the keeper has another one. The slot is empty before anybody hears of it: a
+		// keeper may die before it hears, and the next one is not told of a slot that is not in use.
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		c.CloseWrite() // fails if the client has ended it
 		c.Close()
+		s.memory.release(slot)
 		delete(s.held, slot)
-		send(s.keeper.Conn, message{Type: "done", Slots: []int{slot}}) // fails if it is gone: the next one is not told of the slot
+		send(s.keeper.Conn, message{Type: "done", Slots: []int{slot}}) // fails if it is gone
 	}()
 	return nil
 }
