@@ -231,7 +231,7 @@ func TestRescueKeepers(t *testing.T) {
 // makes it hang each time is given up.
 func TestRescueHangs(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, meetingPlace(t), args("-patience", "200ms"))
+		p := s.old(t, meetingPlace(t), args("-patience", "1s"))
 		c := dial(t, p.addr())
 		c.echoed("hello")
 		_, server := p.reign(1)
@@ -396,7 +396,11 @@ func TestRescueLiars(t *testing.T) {
 			t.Run(lie, func(t *testing.T) {
 				t.Parallel()
 				path := meetingPlace(t)
-				p := s.old(t, path, args("-patience", "500ms")) // for those who say nothing
+				with := neverHangs()
+				if lie == "silence" {
+					with = args("-patience", "3s")
+				}
+				p := s.old(t, path, with)
 				c := dial(t, p.addr())
 				c.echoed("hello")
 				eventually(t, "there is a spare server", func() bool { return len(group(p.pid)) == 3 && strings.Count(p.err.String(), "waiting on") == 2 })
@@ -406,10 +410,12 @@ func TestRescueLiars(t *testing.T) {
 				for _, pid := range group(p.pid) { // the spare one, so that the liar is first in line
 					if pid != keeper && pid != server {
 						_ = unix.Kill(pid, unix.SIGKILL)
+						p.logged(fmt.Sprintf("server pid %d has ended", pid))
 					}
 				}
-				if pid, now := p.strike(server, unix.SIGKILL); now != liar.pid && len(p.reigns()) == 2 || pid != keeper {
-					t.Fatalf("server pid %d follows, not the liar, pid %d", now, liar.pid)
+				p.strike(server, unix.SIGKILL)
+				if now := p.reigns()[1]; now != [2]int{keeper, liar.pid} {
+					t.Fatalf("keeper and server %d follow, not the liar, pid %d", now, liar.pid)
 				}
 				liar.died()
 				p.reign(3)
