@@ -16,9 +16,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -46,23 +46,23 @@ func runDemo() error {
 	lines := bufio.NewScanner(said)
 	server, addr := nextServer(lines)
 	var all sync.WaitGroup
-	stop, results := make(chan struct{}), make(chan result, 100)
+	var stop atomic.Bool
+	results := make(chan result, 100)
 	for range cap(results) {
-		all.Go(func() { results <- talk(addr, stop) })
+		all.Go(func() { results <- talk(addr, &stop) })
 	}
 	for i := range 21 {
 		time.Sleep(50 * time.Millisecond) // so that there is something to lose
-		if i < 20 {
-			log.Printf("kill -9 %d", server)
-			unix.Kill(server, unix.SIGKILL) // fails if it is dead
-		} else {
-			log.Printf("kill -STOP %d: it hangs", server)
-			unix.Kill(server, unix.SIGSTOP)
+		strike := unix.SIGKILL
+		if i == 20 { // and now it hangs
+			strike = unix.SIGSTOP
 		}
+		log.Printf("kill -%d %d", strike, server)
+		unix.Kill(server, strike) // fails if it is dead
 		server, _ = nextServer(lines)
 	}
 	go io.Copy(io.Discard, said)
-	close(stop)
+	stop.Store(true)
 	all.Wait()
 	close(results)
 	var sum result
@@ -78,15 +78,12 @@ func runDemo() error {
 
 // nextServer shows what the keeper says, until it says that a server has everything.
 func nextServer(lines *bufio.Scanner) (pid int, addr string) {
-	ready := regexp.MustCompile(`server pid (\d+) has everything: .*listening on (.+)$`)
-	for lines.Scan() {
+	for addr == "" && lines.Scan() {
 		fmt.Fprintln(os.Stderr, lines.Text())
-		if found := ready.FindStringSubmatch(lines.Text()); found != nil {
-			pid, _ = strconv.Atoi(found[1]) // digits
-			return pid, found[2]
-		}
+		_, said, _ := strings.Cut(lines.Text(), "]: ")
+		fmt.Sscanf(said, "server pid %d has everything: connections %d; listening on %s", &pid, new(int), &addr) // fails on others
 	}
-	return 0, ""
+	return pid, addr
 }
 
 type result struct {
@@ -96,18 +93,13 @@ type result struct {
 }
 
 // talk is a client that sends lines and compares what comes back, until stop.
-func talk(addr string, stop <-chan struct{}) (r result) {
+func talk(addr string, stop *atomic.Bool) (r result) {
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		return result{err: err}
 	}
 	defer c.Close()
-	for in := bufio.NewReaderSize(c, 64<<10); ; r.lines++ {
-		select {
-		case <-stop:
-			return r
-		default:
-		}
+	for in := bufio.NewReader(c); !stop.Load(); r.lines++ {
 		line := []byte(rand.Text() + rand.Text() + "\n")
 		began := time.Now()
 		c.SetDeadline(began.Add(time.Minute))
@@ -118,4 +110,5 @@ func talk(addr string, stop <-chan struct{}) (r result) {
 		}
 		r.gap = max(r.gap, time.Since(began))
 	}
+	return r
 }

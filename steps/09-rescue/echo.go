@@ -17,9 +17,6 @@ import (
 	"github.com/mdlayher/socket"
 )
 
-// idle is after what time a silent client's pages are given back.
-const idle = 10 * time.Second
-
 // echo sends every line back as it came, in the manner of step 01. The answer is a function of what is
 // in the ring, and the word says up to where. So it goes on where another process was killed, or begins,
 // which is the same: everything is 0 then.
@@ -61,11 +58,13 @@ func (s *server) echo(c *socket.Conn, slot int) error {
 		if ended {
 			return io.EOF
 		}
+		var silence time.Time // for ever, if there is something in the ring
 		if p.read == p.written {
-			c.SetReadDeadline(time.Now().Add(idle))
+			silence = time.Now().Add(s.idle)
 		}
+		c.SetReadDeadline(silence)
 		n, err := c.Read(r.piece(p.read, p.written+ringSize))
-		for errors.Is(err, os.ErrDeadlineExceeded) { // at most once: the ring is empty
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			s.memory.release(slot)
 			c.SetReadDeadline(time.Time{})
 			n, err = c.Read(r.piece(p.read, p.written+ringSize))

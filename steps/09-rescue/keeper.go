@@ -188,9 +188,10 @@ func (k *keeper) with(server *partner) {
 	}
 	close(over)
 	watching.Wait()
-	server.fence() // so it is, if it was not
+	server.kill() // if it lives, somebody with the mutex may be waiting for it
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	server.fence()
 	log.Printf("server pid %d: %v", server.pid, err)
 	k.server = nil
 	k.blame()

@@ -39,11 +39,12 @@ import (
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "TCP `host:port` to serve; port 0 lets the kernel choose")
 	control := flag.String("control", "", "`path` of the unix socket where servers come to the keeper (default in a private folder)")
-	patience := flag.Duration("patience", 2*time.Second, "how long a server may stand still before it is killed")
+	patience := flag.Duration("patience", 2*time.Second, "how long a server may stand still before it is killed: 100ms or more")
 	connect := flag.Bool("c", false, "be one more spare server: connect to the keeper and wait")
 	resume := flag.Bool("resume", false, "be a new keeper: descriptor 3 leads to the server that has everything, and has started this process")
 	demo := flag.Bool("demo", false, "tell the whole story in one terminal")
 	flag.Parse()
+	*patience = max(*patience, 100*time.Millisecond)
 	path, err := controlPath(*control, "09-rescue")
 	role, run := "keeper", func() error { return runKeeper(*addr, path, *patience, *resume) }
 	switch {

@@ -3,10 +3,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"io"
 	"math/rand"
 	"testing"
+	"time"
 
+	"github.com/mdlayher/socket"
 	"golang.org/x/sys/unix"
 )
 
@@ -134,6 +138,42 @@ func TestForeignMemory(t *testing.T) {
 	if _, err := mapMemory(p[0]); err == nil {
 		t.Error("a pipe: mapped")
 	}
+}
+
+// TestIdle: a silent client's pages are given back, and not those of one that is in the middle of a line.
+func TestIdle(t *testing.T) {
+	p := connected(t, "127.0.0.1:0", 1)
+	fd, err := unix.Dup(p.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := socket.New(fd, "tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{idle: time.Millisecond}
+	s.memory = testMemory(t)
+	ended := make(chan error)
+	go func() { ended <- s.echo(c, 7) }()
+	in := bufio.NewReader(p.client)
+	for range 3 {
+		p.send([]byte("hel"))
+		time.Sleep(20 * time.Millisecond) // longer than idle: on a slow machine this proves less
+		p.send([]byte("lo\n"))
+		if line, err := in.ReadString('\n'); line != "hello\n" {
+			t.Fatalf("got %q and %v", line, err)
+		}
+		for end := time.Now().Add(30 * time.Second); pages(t, s.memory) != 1; time.Sleep(time.Millisecond) { // that of the word
+			if time.Now().After(end) {
+				t.Fatalf("%d pages, and the client is silent", pages(t, s.memory))
+			}
+		}
+	}
+	p.client.Close()
+	if err := <-ended; err != io.EOF {
+		t.Error(err)
+	}
+	c.Close()
 }
 
 // TestBlame: a connection is given up when servers have died three times of the same line, and not when

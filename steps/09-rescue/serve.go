@@ -22,7 +22,8 @@ import (
 type server struct {
 	path     string
 	patience time.Duration
-	suspects sync.Mutex // held while a suspect line is worked on
+	idle     time.Duration // after so long a silent client's pages are given back
+	suspects sync.Mutex    // held while a suspect line is worked on
 
 	mu     sync.Mutex // guards what follows, and is held while any of it is sent
 	keeper *partner
@@ -37,7 +38,7 @@ func runServer(path string, patience time.Duration) error {
 	if err != nil {
 		return err
 	}
-	s := &server{path: path, patience: patience}
+	s := &server{path: path, patience: patience, idle: 10 * time.Second}
 	if s.keeper, err = partnerAt(c); err != nil {
 		return err
 	}
@@ -51,6 +52,7 @@ func runServer(path string, patience time.Duration) error {
 			return fmt.Errorf("from keeper pid %d: %w", s.keeper.pid, err)
 		}
 		log.Printf("keeper pid %d %v; starting another one", s.keeper.pid, err)
+		s.keeper.fence() // only now its lock on the control path is free
 		for err = s.startKeeper(); err != nil; err = s.startKeeper() {
 			log.Printf("start a keeper: %v; trying again", err)
 			time.Sleep(100 * time.Millisecond)
@@ -113,7 +115,6 @@ func (s *server) begin(slot int) error {
 // startKeeper starts a keeper in the place of a dead one, and gives it everything. Clients are served
 // meanwhile.
 func (s *server) startKeeper() error {
-	s.keeper.fence() // only now its lock on the control path is free
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
@@ -137,5 +138,6 @@ func (s *server) startKeeper() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keeper = next
-	return s.sendTo(c)
+	s.sendTo(c) // fails if it is gone: follow hears of it
+	return nil
 }
