@@ -205,6 +205,91 @@ func TestRescueUnderLoad(t *testing.T) {
 	})
 }
 
+// TestRescueAtSystemCalls: the server is killed as it enters the nth call of a kind, for each kind that
+// matters and the first few n. strace(1) holds it there.
+func TestRescueAtSystemCalls(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		strace, err := exec.LookPath("strace")
+		if err != nil {
+			t.Skip(err)
+		}
+		calls := []string{"read", "write", "recvmsg", "sendmsg", "getsockopt", "ioctl", "shutdown", "close", "fallocate", "mmap"}
+		for _, call := range calls {
+			for n := 1; n <= rounds(2, 6); n++ {
+				t.Run(fmt.Sprint(call, n), func(t *testing.T) {
+					t.Parallel()
+					p := s.old(t, meetingPlace(t), neverHangs())
+					clients := []*client{dial(t, p.addr()), dial(t, p.addr()), dial(t, p.addr())}
+					for _, c := range clients {
+						c.echoed("hello")
+					}
+					_, server := p.reign(1)
+					spare := p.spare()
+					tracer := start(t, strace, args("-f", "-qq", "-o", "/dev/null", "-p", strconv.Itoa(spare),
+						"-e", "trace="+call, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", call, n)))
+					eventually(t, "strace has all its threads", func() bool {
+						if closed(tracer.done) {
+							t.Skipf("strace: %s", tracer.err)
+						}
+						return traced(spare)
+					})
+					p.strike(server, unix.SIGKILL)
+					for i, c := range clients { // so each kind of call is made often enough
+						for range n {
+							c.echoed(strings.Repeat("x", 20_000))
+						}
+						if i > 0 {
+							c.finish("")
+						}
+					}
+					for range n {
+						visits(t, p.addr())
+					}
+					clients[0].echoed("still here")
+					p.reign(3)
+				})
+			}
+		}
+	})
+}
+
+// spare returns the pid of the spare server, once it is in line.
+func (p *process) spare() (pid int) {
+	p.t.Helper()
+	keeper, server := p.reign(1)
+	eventually(p.t, "there is a spare server", func() bool {
+		for _, line := range regexp.MustCompile(`(?m)^server\[(\d+)\]: waiting on`).FindAllStringSubmatch(p.err.String(), -1) {
+			if number, _ := strconv.Atoi(line[1]); number != server && number != keeper && unix.Kill(number, 0) == nil {
+				pid = number
+			}
+		}
+		return pid != 0
+	})
+	return pid
+}
+
+// traced reports whether all threads of a process have a tracer: proc_pid_status(5).
+func traced(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, thread := range threads {
+		status, err := os.ReadFile(thread)
+		if err != nil || strings.Contains(string(status), "TracerPid:\t0\n") {
+			return false
+		}
+	}
+	return len(threads) > 0
+}
+
+// closed reports whether a channel is closed.
+func closed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
 // TestRescueKeepers: the keeper is killed, and the server, in turn, and with SIGTERM too. No client that
 // is being served notices.
 func TestRescueKeepers(t *testing.T) {
@@ -403,16 +488,12 @@ func TestRescueLiars(t *testing.T) {
 				p := s.old(t, path, with)
 				c := dial(t, p.addr())
 				c.echoed("hello")
-				eventually(t, "there is a spare server", func() bool { return len(group(p.pid)) == 3 && strings.Count(p.err.String(), "waiting on") == 2 })
+				spare := p.spare()
 				liar := start(t, "/proc/self/exe", env("RESCUE_LIE="+lie, "RESCUE_PATH="+path))
 				liar.logged("waits")
 				keeper, server := p.reign(1)
-				for _, pid := range group(p.pid) { // the spare one, so that the liar is first in line
-					if pid != keeper && pid != server {
-						_ = unix.Kill(pid, unix.SIGKILL)
-						p.logged(fmt.Sprintf("server pid %d has ended", pid))
-					}
-				}
+				_ = unix.Kill(spare, unix.SIGKILL) // so that the liar is first in line
+				p.logged(fmt.Sprintf("server pid %d has ended", spare))
 				p.strike(server, unix.SIGKILL)
 				if now := p.reigns()[1]; now != [2]int{keeper, liar.pid} {
 					t.Fatalf("keeper and server %d follow, not the liar, pid %d", now, liar.pid)
