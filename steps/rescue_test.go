@@ -101,11 +101,11 @@ type torrent struct {
 	received atomic.Int64
 }
 
-// lines is the stream of a seed: binary, with lines of 1 byte to 64 KiB.
+// lines is the stream of a seed: binary, with lines of 1 byte to 128 KiB, which is more than a ring holds.
 type lines struct{ *rand.Rand }
 
 func (l lines) next() []byte {
-	size := 1 << l.Intn(17)
+	size := 1 << l.Intn(18)
 	line := make([]byte, 1+l.Intn(size))
 	l.Read(line)
 	line[len(line)-1] = '\n'

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	slots    = 1 << 15                  // one for each connection. The first is the server's own: for its heartbeat
-	ringSize = 16 << 10                 // bytes of a connection that have been read and not yet answered
+	slots    = 1 << 14                  // one for each connection. The first is the server's own: for its heartbeat
+	ringSize = 64 << 10                 // bytes of a connection that have been read and not yet answered
 	ringsAt  = slots * 8                // the words come first, so that those of idle connections share pages
 	memSize  = ringsAt + slots*ringSize // most of it holes, which cost nothing
 	seals    = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
