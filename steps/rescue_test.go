@@ -197,7 +197,7 @@ func TestRescueUnderLoad(t *testing.T) {
 		p := s.old(t, meetingPlace(t), neverHangs())
 		finish := flood(t, p.addr(), rounds(20, 100), true)
 		_, server := p.reign(1)
-		for range rounds(20, 500) {
+		for range rounds(20, 120) {
 			time.Sleep(time.Duration(rand.Intn(20)) * time.Millisecond) // any moment will do
 			_, server = p.strike(server, unix.SIGKILL)
 		}
@@ -213,7 +213,7 @@ func TestRescueAtSystemCalls(t *testing.T) {
 		if err != nil {
 			t.Skip(err)
 		}
-		calls := []string{"read", "write", "recvmsg", "sendmsg", "getsockopt", "ioctl", "shutdown", "close", "fallocate", "mmap"}
+		calls := []string{"read", "write", "recvmsg", "sendmsg", "getsockopt", "ioctl", "shutdown", "close", "fallocate"}
 		for _, call := range calls {
 			for n := 1; n <= rounds(2, 6); n++ {
 				t.Run(fmt.Sprint(call, n), func(t *testing.T) {
@@ -242,11 +242,12 @@ func TestRescueAtSystemCalls(t *testing.T) {
 							c.finish("")
 						}
 					}
-					for range n {
+					// strace counts for each thread, and the system decides which thread makes the call.
+					eventually(t, "it is killed in the call", func() bool {
 						visits(t, p.addr())
-					}
-					clients[0].echoed("still here")
-					p.reign(3)
+						clients[0].echoed("still here")
+						return len(p.reigns()) >= 3
+					})
 				})
 			}
 		}

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -56,7 +57,7 @@ func openPartner(c *socket.Conn, pid int) (*partner, error) {
 func poll(fd, timeout int) int16 {
 	for {
 		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		if _, err := unix.Poll(ready, timeout); err != unix.EINTR {
+		if _, err := unix.Poll(ready, timeout); !errors.Is(err, unix.EINTR) {
 			return ready[0].Revents
 		}
 	}
