@@ -17,17 +17,16 @@ var toCopy = []struct{ want, step, files string }{
 	{"live connections handed over", "04-steal", "protocol.go steal.go push.go fdpass.go control.go socket.go"},
 	{"live connections handed over, and pulled", "05-pidfd", "protocol.go steal.go pull.go pidfd.go fdpass.go control.go socket.go"},
 	{"a descriptor out of another process", "05-pidfd", "pidfd.go"},
-	{"a whole server that restarts", "07-hot-restart", ""},
+	{"listeners matched with addresses; systemd's messages and sockets", "06-listeners", "listeners.go supervisor.go socket.go"},
+	{"a server's listeners handed over, with a `server` of your own", "06-listeners", "generations.go handover.go restart.go listeners.go supervisor.go protocol.go fdpass.go control.go socket.go process.go"},
+	{"a connection that can be stopped at any moment", "07-hot-restart", "session.go socket.go"},
+	{"a server's listeners and connections handed over, with a protocol of your own", "07-hot-restart", "session.go clients.go silent.go give.go take.go batch.go generations.go restart.go listeners.go supervisor.go protocol.go fdpass.go control.go socket.go process.go"},
 }
 
 func init() {
 	generators["copy"] = func(t *testing.T, _ string) (string, error) {
 		table, list := "| you want | take | lines |\n| --- | --- | --- |\n", ""
 		for _, row := range toCopy {
-			if row.files == "" {
-				table += fmt.Sprintf("| %s | all but `demo.go` and `child.go` of [%s](steps/%s), and your own `session.go` | |\n", row.want, row.step[:2], row.step)
-				continue
-			}
 			lines, names := 0, []string{}
 			for _, file := range strings.Fields(row.files) {
 				source := read(t, "steps/"+row.step+"/"+file)

@@ -14,6 +14,7 @@
 //	<!-- program: 03-scm-rights -->                            go: a whole program, built and run in an empty folder;
 //	<!-- program: 03-scm-rights fdpass.go socket.go -->        the same, beside copies of these files of the step.
 //	                                                           Its last line of output is its comment // Output: ...
+//	<!-- program: 07-hot-restart session.go-state-T.f -->      a file without these declarations: the program has its own
 //	<!-- planted: 05 TestStory/04 -->                          text: what that test says (each line, with any numbers)
 //	                                                           once testdata/pitfalls/05.diff is applied
 //
@@ -24,13 +25,15 @@
 //	<!-- generated: files 04-steal -->  the step's files, from its doc comment: read, copy or skip
 //	<!-- generated: kills 04-steal -->  who survives what, from var kills in steps/kills_test.go
 //	<!-- generated: kills-that-differ -->  those that end otherwise where descriptors are pulled
+//	<!-- generated: restart-kills -->  who has the listeners, from var restartKills in steps/restart_test.go
+//	<!-- generated: hot-kills -->       who has what, from var hotKills in steps/hot_restart_test.go
 //	<!-- generated: pitfalls -->        the headings of that page; likewise glossary
 //	<!-- generated: copy -->            what to take of which step (copy_test.go)
 //	<!-- end -->
 //
 // So are the code lines in the README's table of steps. An exercise is described in
 // exercises_test.go. Links, and names of tests, functions and commands, must lead somewhere
-// (pages_test.go); the chapters 01 to 05 must print nearly all their code (printed_test.go).
+// (pages_test.go); the chapters 01 to 05 must print nearly all their code, and 06 and 07 half of it (printed_test.go).
 package docs
 
 import (
@@ -42,6 +45,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -78,9 +82,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// sayWhere says once more where the tests run. TestMain changes the folder before go test listens, which
+// then looks in docs/ for the files that they read, finds none changed, and shows an old result (cached).
+var sayWhere = sync.OnceValue(func() error { return os.Chdir(".") })
+
 // pages reads the book and the README.
 func pages(t *testing.T) []page {
 	t.Helper()
+	if err := sayWhere(); err != nil {
+		t.Fatal(err)
+	}
 	paths, err := filepath.Glob("docs/*.md")
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("no pages: %v", err)

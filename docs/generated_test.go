@@ -16,7 +16,8 @@ var generators = map[string]func(t *testing.T, arg string) (string, error){
 	"files":             files,
 	"kills":             kills,
 	"kills-that-differ": killsThatDiffer,
-	"takeover-kills":    takeoverKills,
+	"restart-kills":     restartKills,
+	"hot-kills":         hotKills,
 
 	"pitfalls": func(t *testing.T, _ string) (string, error) { return listPitfalls(read(t, "docs/pitfalls.md")), nil },
 	"glossary": func(t *testing.T, _ string) (string, error) { return listTerms(read(t, "docs/glossary.md")) },
@@ -76,10 +77,6 @@ func files(t *testing.T, step string) (list string, err error) {
 	}
 	for _, file := range sources(t, step) {
 		name := filepath.Base(file)
-		if step == "07-hot-restart" && about[name] == "" { // its doc comment has no such lines yet
-			list += fmt.Sprintf("- [`%s`](../%s)\n", name, file)
-			continue
-		}
 		if about[name] == "" {
 			return "", fmt.Errorf("the doc comment does not name %s", file)
 		}
@@ -103,7 +100,7 @@ var killMoments = strings.NewReplacer("before-send", "before it sends", "after-s
 
 // kills makes a table of the rows of var kills in the one suite.
 func kills(_ *testing.T, step string) (string, error) {
-	rows, err := killRows("steps/kills_test.go")
+	rows, err := killRows("steps/kills_test.go", "kills")
 	table := "| the new process | killed | when | the connection is then served by |\n| --- | --- | --- | --- |\n"
 	for _, r := range rows {
 		survivor := strings.Replace(r[3], "inFlight", inFlight(step), 1)
@@ -122,7 +119,7 @@ func inFlight(step string) string {
 
 // killsThatDiffer makes a table of those that end otherwise when descriptors are pulled.
 func killsThatDiffer(*testing.T, string) (string, error) {
-	rows, err := killRows("steps/kills_test.go")
+	rows, err := killRows("steps/kills_test.go", "kills")
 	table := "| the new process | killed | when | pushed (04), it is served by | pulled (05), by |\n| --- | --- | --- | --- | --- |\n"
 	for _, r := range rows {
 		if r[3] == "inFlight" {
@@ -138,13 +135,13 @@ func killMoment(at string) string {
 	return killMoments.Replace(moment) + " `" + message + "`"
 }
 
-// killRows are the strings in var kills of a test, row by row.
-func killRows(file string) (rows [][]string, err error) {
+// killRows are the strings in a variable of a test, row by row.
+func killRows(file, variable string) (rows [][]string, err error) {
 	source, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	text, err := declaration(string(source), "kills")
+	text, err := declaration(string(source), variable)
 	if err != nil {
 		return nil, err
 	}
@@ -159,29 +156,56 @@ func killRows(file string) (rows [][]string, err error) {
 		rows = append(rows, cells)
 	}
 	if rows == nil {
-		err = fmt.Errorf("%s: no rows in var kills", file)
+		err = fmt.Errorf("%s: no rows in var %s", file, variable)
 	}
 	return rows, err
 }
 
-// takeoverKills makes a table of the rows that step 07's kill test runs: two batches, and who serves
-// what afterwards.
-func takeoverKills(_ *testing.T, step string) (string, error) {
-	rows, err := killRows("steps/" + step + "/kill_test.go")
-	offers := map[string]string{"": "", "1": " of the listeners", "2": " of the first batch", "3": " of the second batch", "4": " of `done`"}
-	table := "| the new process | killed | when | then has the listeners | the first batch | the second |\n| --- | --- | --- | --- | --- | --- |\n"
-	moments := strings.NewReplacer("sending", "before it sends", "sent", "after it has sent", "received", "after it has received")
+// restartKills makes a table of the rows of var restartKills in the one suite: who has the listeners.
+func restartKills(*testing.T, string) (string, error) {
+	rows, err := killRows("steps/restart_test.go", "restartKills")
+	table := "| the new process | killed | when | then has the listeners |\n| --- | --- | --- | --- |\n"
 	for _, r := range rows {
-		m := takeoverMoment.FindStringSubmatch(r[2])
-		if m == nil || len(r) != 6 {
-			return "", fmt.Errorf("%s: %q is no row", step, r)
+		has := map[string]string{"old": "old", "new": "new", "nobody": "nobody; the next one begins anew", "anew": "new, which begins anew"}[r[3]]
+		if has == "" {
+			return "", fmt.Errorf("%q is no row", r)
 		}
-		table += fmt.Sprintf("| %s | %s | %s `%s`%s | %s | %s | %s |\n", r[0], r[1], moments.Replace(m[1]), m[2], offers[m[3]], r[3], r[4], r[5])
+		if r[3] == "anew" && r[0] == "hesitates" { // the new one knows that it has been given up on, and ends
+			has = "nobody; the next one begins anew"
+		}
+		table += fmt.Sprintf("| %s | %s | %s | %s |\n", r[0], r[1], killMoment(r[2]), has)
 	}
 	return table, err
 }
 
-var takeoverMoment = regexp.MustCompile(`^(sending|sent|received) .*"type":"(\w+)"(?:,"id":(\d))?`)
+// hotKills makes a table of the rows of var hotKills in the one suite: who has the listeners, and each
+// of two connections.
+func hotKills(*testing.T, string) (string, error) {
+	rows, err := killRows("steps/hot_restart_test.go", "hotKills")
+	table := "| the new process | killed | when | then has the listeners | the first connection | the second |\n| --- | --- | --- | --- | --- | --- |\n"
+	offers := map[string]string{"1": "the listeners", "2": "the first", "3": "the second", "4": "`done`"}
+	for _, r := range rows {
+		if len(r) != 6 {
+			return "", fmt.Errorf("%q is no row", r)
+		}
+		situation, nth, hesitates := strings.Cut(r[0], " ")
+		if hesitates {
+			situation += " at " + offers[nth]
+		}
+		when := ""
+		if moment, nth, _ := strings.Cut(strings.Replace(r[2], " ", "#", 1), " "); moment != "" {
+			when = killMoment(strings.Replace(moment, "#", " ", 1))
+			switch _, message, _ := strings.Cut(moment, "#"); message {
+			case "offer", "taken":
+				when += ": " + offers[nth]
+			case "refused":
+				when += ": the second" // which is the only one that is
+			}
+		}
+		table += fmt.Sprintf("| %s | %s | %s | %s |\n", situation, r[1], when, strings.Join(r[3:], " | "))
+	}
+	return table, err
+}
 
 var (
 	pitfallGroup = regexp.MustCompile(`(?m)^## (.*)|^### (\d+\. .*)`)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -25,8 +26,16 @@ func runProgram(t *testing.T, files []string, program string) error {
 	dir := t.TempDir()
 	write(t, dir, "main.go", program)
 	writeModule(t, dir)
-	for _, name := range files[1:] {
-		write(t, dir, name, read(t, filepath.Join("steps", files[0], name)))
+	for _, file := range files[1:] {
+		name, without, _ := strings.Cut(file, "-")
+		source := read(t, filepath.Join("steps", files[0], name))
+		if without != "" {
+			var err error
+			if source, err = withoutDeclarations(source, strings.Split(without, "-")); err != nil {
+				return err
+			}
+		}
+		write(t, dir, name, source)
 	}
 	out, err := runIn(t, dir, "", "go", "run", ".")
 	if err != nil {
@@ -39,6 +48,23 @@ func runProgram(t *testing.T, files []string, program string) error {
 		return fmt.Errorf("it printed %q at the end, and promised %q", got, want)
 	}
 	return nil
+}
+
+// withoutDeclarations removes some from a source, and then the imports that nothing needs any more.
+func withoutDeclarations(source string, names []string) (string, error) {
+	for _, name := range names {
+		d, err := declaration(source, name)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", name, err)
+		}
+		source = strings.Replace(source, d, "", 1)
+	}
+	return regexp.MustCompile(`(?m)^\t"(?:[\w.]+/)*(\w+)"\n`).ReplaceAllStringFunc(source, func(line string) string {
+		if name := filepath.Base(strings.Trim(line, "\t\"\n")); !strings.Contains(source, name+".") {
+			return ""
+		}
+		return line
+	}), nil
 }
 
 // writeModule makes dir a module with our dependencies, so that nothing has to be looked up.

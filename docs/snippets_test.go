@@ -108,9 +108,9 @@ func unindent(part string) string {
 
 // A planted error: a page that shows yesterday's code.
 func TestStaleSnippetIsNoticed(t *testing.T) {
-	stale := page{"page.md", "<!-- source: steps/07-hot-restart/show.go shownBytes -->\n```go\nconst shownBytes = 79\n```\n"}
+	stale := page{"page.md", "<!-- source: steps/07-hot-restart/give.go busyBatch -->\n```go\nconst busyBatch = 79\n```\n"}
 	now, wrong := stale.rewrite("go", snippet)
-	if len(wrong) != 1 || !errors.Is(wrong[0], errStale) || !strings.Contains(now.text, "\nconst shownBytes = 80\n```\n") {
+	if len(wrong) != 1 || !errors.Is(wrong[0], errStale) || !strings.Contains(now.text, "\nconst busyBatch = 16\n```\n") {
 		t.Errorf("updated to %q, %v", now.text, wrong)
 	}
 	if again, wrong := now.rewrite("go", snippet); len(wrong) > 0 || again != now {

@@ -185,7 +185,7 @@ func (s *stage) perform(line string) (*terminal, error) {
 }
 
 var (
-	getsReady = regexp.MustCompile(`^go run \./steps/0[1-5]-\w+( -c\b| -control \S+| -addr \S+| -timeout \S+)*$`)
+	getsReady = regexp.MustCompile(`^go run \./steps/0[1-7]-[\w-]+( -c\b| -(?:control|addr|timeout|drain|batch) \S+)*$`)
 	plainNC   = regexp.MustCompile(`^nc [^|<>;&]*$`)
 	ready     = regexp.MustCompile(`(?m)(listening|waiting) on \S+$`)
 	connected = regexp.MustCompile(`(?m)^ *\d+: \S+ \S+ 01 (?:\S+ +){5}(\d+) `) // proc_pid_net(5): state 01, inode
@@ -250,14 +250,14 @@ var (
 // start runs a command as the page shows it, with the steps built already, a control path of
 // its own, and ports of the kernel's choice.
 func (s *stage) start(command string) (*terminal, error) {
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart)( -(?:control|timeout|drain|batch) \S+)*$`).MatchString(command)
+	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
+	command = strings.ReplaceAll(command, pageRun, s.run)
 	if tool, _, _ := strings.Cut(command, " "); tool != "go" {
 		if _, err := exec.LookPath(tool); err != nil {
 			return nil, missingTool{err}
 		}
 	}
-	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|07-hot-restart)( -v|( -control| -timeout| -takeover-timeout) \S+)*$`).MatchString(command)
-	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
-	command = strings.ReplaceAll(command, pageRun, s.run)
 	if goRun.MatchString(command) || plainNC.MatchString(command) {
 		// exec, so that the shell is not there to comment on how the step ended.
 		command = "exec " + goRun.ReplaceAllString(command, filepath.Join(s.bin, "$1"))
@@ -331,10 +331,8 @@ func (t *terminal) unshown() []string {
 }
 
 func (t *terminal) kill() {
-	select {
-	case <-t.ended:
-	default:
-		_ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) // with what it has started
+	if !t.over.Load() { // it runs, or what it has started does
+		_ = syscall.Kill(-t.cmd.Process.Pid, syscall.SIGKILL) // its whole group, if there is one
 	}
 	<-t.ended
 	t.reading.Wait()
@@ -453,11 +451,11 @@ var kinds = []struct {
 	{"port", "8080", regexp.MustCompile(`127\.0\.0\.[12][: ](\d+)|htons\((\d+)\)`)},
 	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)| ([1-9]\d*) \* (?:0|([1-9]\d*)) users`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
-	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\b(?:bind|listen|accept4|epoll_ctl|pidfd_getfd)\((\d+)|pidfd_getfd\(\d+, (\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
+	{"descriptor", "", regexp.MustCompile(`descriptor (\d+)|/fd/(\d+)|-fd (\d+)|"fd":(\d+)|here it is (\d+)|\bfd=(\d+)|(\d+)u +IPv4 |\bpidfd_getfd\((\d+), (\d+)|\b(?:bind|listen|accept4|epoll_ctl)\((\d+)|EPOLL_CTL_[A-Z]+, (\d+)| = (\d+)$`)},
 	{"byte", "", regexp.MustCompile(`01 00 00 00 01 00 00 00 ([0-9a-f]{2}) 00 00 00`)},
 	{"user", "", regexp.MustCompile(`[ug]id (\d+)|^\S+ +\d+ +(\S+) .* IPv4 `)},
 	{"folder", "1", regexp.MustCompile(`(?:steal-demo-?|scm-rights-)(\d+)`)},
-	{"measured", "", regexp.MustCompile(`after ([\d.]+m?s)\b|moved: \d+, in ([\d.]+[µm]?s)|longer than ([\d.]+[µm]?s)$|ended ([\d.]+m?s) later|clients, (\d+) lines|goroutines (\d+)|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
+	{"measured", "", regexp.MustCompile(`after ([\d.]+m?s)\b|moved: \d+, in ([\d.]+[µm]?s)|longer than ([\d.]+[µm]?s)$|clients, (\d+) lines|drained in ([\d.]+m?s)$|clients \d+ of (\d+);|VmRSS:\s+(\d+) kB|^(\d+ +)\w+\(|0x([0-9a-f]+)|u(?:32|64)=(\d+)`)},
 }
 
 // replace replaces each of these numbers in a line.
@@ -570,6 +568,8 @@ func TestRenaming(t *testing.T) {
 		{"echo 2 you 1u IPv4 5 0t0", "echo 888 root 9u IPv4 4 0t0", true},
 		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=9))`, true},
 		{`ESTAB users:(("echo",pid=2,fd=1))`, `ESTAB users:(("echo",pid=888,fd=8))`, false},
+		{"pidfd_getfd(20, 21, 0) = 22", "pidfd_getfd(920, 921, 0) = 922", true},
+		{"pidfd_getfd(20, 21, 0) = 22", "pidfd_getfd(920, 922, 0) = 921", false},
 	} {
 		if got := r.same(c.page, c.run); got != c.same {
 			t.Errorf("%q and %q: %v", c.page, c.run, got)

@@ -41,7 +41,7 @@ func TestSharedFilesAreIdentical(t *testing.T) {
 	for _, s := range steps {
 		for _, file := range sources(t, s) {
 			switch name := filepath.Base(file); {
-			case name == "main.go":
+			case name == "main.go", s.moves && name == "session.go": // a session of another kind
 			case first[name] == "":
 				first[name] = file
 			default:
@@ -57,7 +57,7 @@ func TestSharedFilesAreIdentical(t *testing.T) {
 	}
 }
 
-// TestFolders: a step is at most 13 Go files and three of unit tests, which import the standard
+// TestFolders: a step is at most 13 Go files (07: 17) and three of unit tests, which import the standard
 // library and the two dependencies.
 func TestFolders(t *testing.T) {
 	allowed := regexp.MustCompile(`^(github\.com/mdlayher/socket|golang\.org/x/sys/unix|[a-z]+[0-9]*(/[a-z0-9]+)*)$`)
@@ -87,8 +87,12 @@ func TestFolders(t *testing.T) {
 				}
 			}
 		}
-		if code > 13 || tests > 3 {
-			t.Errorf("%s: %d files and %d of tests, want at most 13 and 3", s.name, code, tests)
+		most := 13
+		if s.moves { // of which nine are known from earlier steps
+			most = 17
+		}
+		if code > most || tests > 3 {
+			t.Errorf("%s: %d files and %d of tests, want at most %d and 3", s.name, code, tests, most)
 		}
 	}
 }

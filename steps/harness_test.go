@@ -44,6 +44,7 @@ type step struct {
 	steals   bool // and a connection moves between them
 	pulls    bool // the new process fetches the descriptor: an offer dies with the old one
 	restarts bool // started again, it takes over the listeners
+	moves    bool // and the connections
 	rescues  bool // its server may die at any moment, and another one goes on
 }
 
@@ -54,6 +55,7 @@ var steps = []step{
 	{name: "04-steal", tcp: true, meets: true, steals: true},
 	{name: "05-pidfd", tcp: true, meets: true, steals: true, pulls: true},
 	{name: "06-listeners", tcp: true, restarts: true},
+	{name: "07-hot-restart", tcp: true, restarts: true, moves: true},
 	{name: "09-rescue", tcp: true, rescues: true},
 }
 
@@ -62,6 +64,7 @@ func meets(s step) bool     { return s.meets }
 func steals(s step) bool    { return s.steals }
 func pulls(s step) bool     { return s.pulls }
 func restarts(s step) bool  { return s.restarts }
+func drains(s step) bool    { return s.restarts && !s.moves }
 func rescues(s step) bool   { return s.rescues }
 
 func stealing() []step {

@@ -19,7 +19,9 @@ import (
 )
 
 func sendMessage(c *socket.Conn, m message, fds ...int) error {
-	hook(c, "before-send "+m.Type)
+	if hook(c, "before-send "+m.Type) {
+		return unix.ENOBUFS
+	}
 	err := realSendMessage(c, m, fds...)
 	if err == nil {
 		hook(c, "after-send "+m.Type)
@@ -41,8 +43,8 @@ var (
 )
 
 // hook does what STEAL_HOOK says is to be done at this event: a list, separated by commas, of
-// "EVENT TYPE N ACTION", as in "after-send offer 2 kill".
-func hook(c *socket.Conn, event string) {
+// "EVENT TYPE N ACTION", as in "after-send offer 2 kill". It reports whether to fail.
+func hook(c *socket.Conn, event string) (fail bool) {
 	mu.Lock()
 	seen[event]++
 	here := fmt.Sprintf("%s %d ", event, seen[event])
@@ -53,12 +55,15 @@ func hook(c *socket.Conn, event string) {
 			signalSelf(unix.SIGKILL)
 		case "stop": // until SIGCONT
 			signalSelf(unix.SIGSTOP)
+		case "fail":
+			fail = true
 		case "expire": // the time-out has passed, whatever the clock says
 			if err := c.SetDeadline(time.Unix(1, 0)); err != nil {
 				panic(err)
 			}
 		}
 	}
+	return fail
 }
 
 // signalSelf does not return before the signal has had its effect: it goes to this very thread.

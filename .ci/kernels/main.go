@@ -181,9 +181,6 @@ func build(work string, quick bool) ([]test, error) {
 			return
 		}
 		t := test{"STEAL_LONG=", name, "-test.v=test2json -test.short -test.parallel=4", yama}
-		if name == "07-hot-restart" {
-			t.env = "STEAL_LONG=1" // -test.short is short enough there
-		}
 		tests, packages[name] = append(tests, t), "./"+dir
 	}
 	for i, source := range sources {

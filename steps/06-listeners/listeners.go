@@ -33,13 +33,13 @@ func adoptListener(fd int) (*net.TCPListener, error) {
 }
 
 // waiting reports whether a client waits in a listener's accept queue: poll(2).
-func waiting(l *net.TCPListener) (yes bool) {
-	borrow(l, func(fd int) error {
-		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		yes = n > 0
-		return nil
+func waiting(l *net.TCPListener) bool {
+	n := 0
+	err := borrow(l, func(fd int) (err error) {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err
 	})
-	return yes
+	return err == nil && n > 0
 }
 
 // arrange sorts listeners. all are those to serve: the inherited ones, which somebody has asked for
@@ -49,6 +49,11 @@ func waiting(l *net.TCPListener) (yes bool) {
 //
 // What is compared is sockets, not text. Port 0 is any port of that host.
 func arrange(addrs string, inherited, offered []*net.TCPListener) (all, surplus []*net.TCPListener, err error) {
+	// What a supervisor passes to each process, the one before has too.
+	offered = slices.DeleteFunc(offered, func(l *net.TCPListener) bool {
+		twice := slices.ContainsFunc(inherited, func(other *net.TCPListener) bool { return same(l, other) })
+		return twice && l.Close() == nil
+	})
 	if addrs == "" && len(inherited)+len(offered) > 0 {
 		return append(inherited, offered...), nil, nil
 	}
@@ -84,13 +89,20 @@ func arrange(addrs string, inherited, offered []*net.TCPListener) (all, surplus 
 	return all, surplus, nil
 }
 
+// same reports whether two listeners are one socket.
+func same(a, b *net.TCPListener) bool {
+	_, cookie, err := identify(a)
+	_, other, failed := identify(b)
+	return err == nil && failed == nil && cookie == other
+}
+
 // split splits addresses at the commas. One without a host becomes two, IPv4's wildcard and IPv6's,
 // if this machine has that: so no socket serves a part of what another one serves, and addresses
 // need only be compared.
 func split(addrs string) (all []string) {
 	_, noIPv6 := os.Stat("/proc/net/if_inet6")
 	for addr := range strings.SplitSeq(addrs, ",") {
-		switch {
+		switch addr = strings.TrimSpace(addr); {
 		case !strings.HasPrefix(addr, ":"):
 			all = append(all, addr)
 		case noIPv6 != nil:

@@ -12,8 +12,8 @@
 //	main.go        read: the life of one process
 //	server.go      read: what it does for its clients: accepting, counting, draining
 //	listeners.go   read, copy: listening sockets: adopted, compared, opened
-//	handover.go    read: the old process's side
-//	takeover.go    read: the new process's side
+//	generations.go read: how one process and the next meet, and what they tell each other
+//	handover.go    read: the offer by which everything changes hands
 //	restart.go     read: signals, and the program started again
 //	supervisor.go  read, copy: what systemd wants to hear, and what it brings
 //	protocol.go    known from 04
@@ -50,25 +50,25 @@ func main() {
 // run is the life of one process: it takes over or begins, serves, and drains when the next one has
 // taken over.
 func run(addrs, path string, drain, timeout time.Duration) error {
-	all, err := begin(addrs, path)
+	come := catchSignals()
+	all, err := begin(addrs, path, takeOver)
 	if err != nil {
 		return err
 	}
-	s := newServer(all.totals)
-	g := &giver{server: s, control: all.control, listeners: all.listeners, timeout: timeout, taken: make(chan struct{})}
-	g.watchSignals()
-	for _, l := range all.listeners {
+	s := newServer(all.listeners, all.totals)
+	g := &giver{server: s, control: all.control, timeout: timeout, taken: make(chan struct{})}
+	g.answerSignals(come)
+	for _, l := range s.listeners {
 		log.Printf("listening on %v", l.Addr())
 		s.running.Go(func() { s.acceptAll(l) })
 	}
 	notify("READY=1", mainPID())
-	s.running.Go(func() { all.follow(s) }) // only now may the process before end
+	go all.follow(s) // only now may the process before end
+	go g.acceptAll(all.control.Conn)
 	for _, l := range all.surplus {
 		log.Printf("no longer listening on %v", l.Addr())
-		s.acceptWaiting(l)
-		l.Close()
+		s.running.Go(func() { s.acceptWaiting(l) })
 	}
-	go g.acceptAll(all.control.Conn)
 	<-g.taken
 	s.drain(drain)
 	g.finish()

@@ -118,7 +118,7 @@ func offer(c *socket.Conn, p peer, timeout time.Duration, send func() error) (ov
 	case err == nil && answer.Type == "refused":
 		return false, fmt.Errorf("%v refused: %q", p, answer.Reason)
 	case errors.Is(err, errGone): // it has died or hung up, and "taken" was not in the queue
-		return true, err
+		return true, fmt.Errorf("%v %w", p, err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return true, withdraw(c, fmt.Errorf("%v did not answer within %v", p, timeout))
 	}

@@ -21,8 +21,9 @@ import (
 // server serves clients, and counts them and their lines. It does not print what they say, as the
 // steps before do: a terminal that nobody reads would hold them up.
 type server struct {
-	running sync.WaitGroup // accept loops and clients
-	slots   chan struct{}  // one for each client that there may be; whoever accepts takes one
+	listeners []*net.TCPListener
+	running   sync.WaitGroup // accept loops and clients
+	slots     chan struct{}  // one for each client that there may be; whoever accepts takes one
 
 	before             totals // what earlier processes have counted
 	connections, lines atomic.Uint64
@@ -36,15 +37,20 @@ type totals struct {
 	Lines       uint64 `json:"lines"`
 }
 
+// minus is what has been counted since then.
+func (t totals) minus(then totals) totals {
+	return totals{Connections: t.Connections - then.Connections, Lines: t.Lines - then.Lines}
+}
+
 // spareFDs is how many descriptors are not for clients, but for takeovers and the like. A server that
 // has run out of them is the one that most needs to be replaced.
 const spareFDs = 64
 
-func newServer(before totals) *server {
+func newServer(listeners []*net.TCPListener, before totals) *server {
 	var limit unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // cannot fail: getrlimit(2)
 	slots := max(1, int(min(limit.Cur, 1<<20))-spareFDs)
-	return &server{before: before, slots: make(chan struct{}, slots)}
+	return &server{listeners: listeners, before: before, slots: make(chan struct{}, slots)}
 }
 
 // acceptAll serves everyone who connects, until l is closed. Other errors are reported and waited
@@ -65,12 +71,15 @@ func (s *server) acceptAll(l *net.TCPListener) {
 	}
 }
 
-// acceptWaiting serves everyone who waits in l's accept queue, and returns when it is empty.
+// acceptWaiting serves everyone who waits in l's accept queue, and closes l when it is empty.
 func (s *server) acceptWaiting(l *net.TCPListener) {
 	for waiting(l) {
 		l.SetDeadline(time.Now().Add(time.Second)) // the process before may have been quicker
-		s.accept(l)
+		if err := s.accept(l); err != nil {
+			time.Sleep(50 * time.Millisecond)
+		}
 	}
+	l.Close()
 }
 
 // accept waits for a slot, then for a client, and serves it.
@@ -128,6 +137,12 @@ func (s *server) now() totals {
 	t.Connections += s.connections.Load()
 	t.Lines += s.lines.Load()
 	return t
+}
+
+// countAlso adds what another process has counted.
+func (s *server) countAlso(t totals) {
+	s.connections.Add(t.Connections)
+	s.lines.Add(t.Lines)
 }
 
 func (s *server) String() string {

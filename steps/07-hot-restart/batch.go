@@ -2,191 +2,200 @@
 
 package main
 
+// Many connections in one offer: their sockets, and a sealed memfd with all that user space holds of
+// them. To copy: this file, session.go, fdpass.go and socket.go, and content of give.go. It promises that a batch is what it says, or is
+// refused as a whole, and that its sender cannot change it any more.
+
 import (
-	"context"
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"syscall"
 	"time"
 
-	"github.com/mdlayher/socket"
 	"golang.org/x/sys/unix"
 )
 
-// What travels in one offer: up to 252 sockets, and one sealed memfd with everything that user
-// space holds for them. It takes the place of step 04's parcel.go and push.go.
-
 const (
-	maxSockets = maxFDs - 1
-	offerFDs   = maxFDs // at most; how many there should be stands in the offer
+	maxSockets = scmMaxFD - 1 // in one offer: the memfd is one more
 
-	maxListeners = maxSockets - 1 // and the control socket
+	// cutBytes is how many bytes a batch may hold before no other session is put into it, and
+	// maxBytes how many the receiver reads. The difference is much more than one session of echo can hold.
+	cutBytes = 1 << 20
+	maxBytes = 16 << 20
+
+	// seals: nothing can be written, the file can be made neither longer nor shorter, and that is
+	// final: fcntl(2).
+	seals = unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
 )
 
-// The kinds of parcels, in the order in which they come.
-const (
-	kindListeners   = "listeners"   // serve from now on; they are yours when all is done, or I am dead
-	kindConnections = "connections" // yours, whatever happens
-	kindDone        = "done"        // this was all: the listeners are yours
-)
-
-// parcel is what the old process offers.
-type parcel struct {
-	kind    string
-	sockets []syscall.Conn // in the order of the luggage
-	luggage *os.File       // a sealed luggage
+// packed is what the memfd says of a session. The bytes follow behind all of these, raw: base64 would
+// make a third more of them, and somebody would have to look at each.
+type packed struct {
+	Cookie uint64 `json:"c"`
+	State  state  `json:"s,omitzero"` // without In and Out
+	In     int    `json:"in,omitempty"`
+	Out    int    `json:"out,omitempty"`
 }
 
-// luggage is what travels in the memfd.
-type luggage struct {
-	Totals    totals          `json:"totals"`
-	Halted    time.Duration   `json:"halted,omitempty"` // by uptime: since when the sessions stand still
-	Listeners []listenerState `json:"listeners,omitempty"`
-	Cookies   []uint64        `json:"cookies,omitempty"` // of the connections' sockets
-	States    map[int]state   `json:"states,omitempty"`  // of those that have one: most are idle
-}
+// errUnfit is that a batch would be refused, or cannot be written down.
+var errUnfit = errors.New("does not fit an offer")
 
-// content is the parcel in an offer.
-type content struct {
-	Kind    string `json:"kind,omitempty"`
-	Sockets int    `json:"sockets,omitempty"` // how many come with it, besides the memfd
-}
-
-// pack makes a parcel, which the caller closes.
-func pack(kind string, sockets []syscall.Conn, l luggage) (parcel, error) {
-	f, err := sealValue("luggage", l)
-	return parcel{kind, sockets, f}, err
-}
-
-// Close forgets the luggage. The sockets stay whose they are.
-func (p parcel) Close() error { return p.luggage.Close() }
-
-// send offers the parcel. After an error nothing has been sent.
-func (p parcel) send(ctx context.Context, control *socket.Conn, offer uint64) error {
-	m := message{Type: "offer", ID: offer, content: content{Kind: p.kind, Sockets: len(p.sockets)}}
-	return borrowAll(append([]syscall.Conn{p.luggage}, p.sockets...), nil, func(fds []int) error {
-		return sendMessage(ctx, control, m, fds...)
-	})
-}
-
-// answerTime is how long an offer may stay unanswered.
-func answerTime(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, timeout)
-}
-
-// borrowAll is borrow for many.
-func borrowAll(conns []syscall.Conn, fds []int, f func(fds []int) error) error {
-	if len(conns) == 0 {
-		return f(fds)
-	}
-	return borrow(conns[0], func(fd int) error { return borrowAll(conns[1:], append(fds, fd), f) })
-}
-
-// stolen is what has come with an offer. Its owner closes the sockets.
-type stolen struct {
-	kind string
-	luggage
-	sockets []*os.File // in the order of the luggage
-}
-
-func (s stolen) Close() error {
-	var err error
-	for _, f := range s.sockets {
-		if closeErr := f.Close(); !errors.Is(closeErr, os.ErrClosed) { // whoever adopts one closes it
-			err = errors.Join(err, closeErr)
+// pack packs sessions that stand still: what to offer, and the descriptors that come with it. The
+// first of these is the memfd, which the caller closes.
+func pack(batch []*session) (what content, fds []int, err error) {
+	what, oldest := content{What: "connections"}, batch[0].stood
+	list := make([]packed, len(batch))
+	for i, s := range batch {
+		list[i] = packed{s.cookie, s.state, len(s.In), len(s.Out)}
+		list[i].State.In, list[i].State.Out = nil, nil
+		if s.stood.Before(oldest) {
+			oldest = s.stood
 		}
 	}
-	return err
-}
-
-// unpack makes sockets of an offer's descriptors, if they are what they should be. It owns the
-// descriptors: after an error they are closed.
-func (t *taker) unpack(c content, fds []int) (stolen, error) {
-	if err := checkCount(c, len(fds)); err != nil {
-		return stolen{}, errors.Join(err, closeFDs(fds))
-	}
-	s := stolen{kind: c.Kind}
-	file, fds := os.NewFile(uintptr(fds[0]), "luggage"), fds[1:]
-	err := unsealValue(file, &s.luggage)
+	what.Stood = uptime() - time.Since(oldest)
+	head, err := json.Marshal(list)
 	if err != nil {
-		err = fmt.Errorf("luggage: %w", err)
-	} else {
-		err = s.verify(fds)
+		return what, nil, fmt.Errorf("%w: %w", errUnfit, err)
 	}
-	if err := errors.Join(err, file.Close()); err != nil {
-		return stolen{}, errors.Join(err, closeFDs(fds))
+	text, size := [][]byte{head, {'\n'}}, len(head)+1 // the first newline, as JSON has none
+	for _, s := range batch {
+		text, size = append(text, s.In, s.Out), size+s.bytes()
 	}
-	for _, fd := range fds {
-		// As cheap as it gets: fcntl, to see that it is non-blocking, and epoll_ctl. The socket's
-		// options are left alone.
-		s.sockets = append(s.sockets, os.NewFile(uintptr(fd), "tcp"))
+	if size > maxBytes {
+		return what, nil, fmt.Errorf("%w: %d bytes", errUnfit, size)
 	}
-	for _, f := range s.sockets {
-		if err := f.SetDeadline(time.Time{}); err != nil { // epoll would not have it
-			return stolen{}, errors.Join(fmt.Errorf("adopt: %w", err), s.Close())
-		}
+	memfd, err := newMemfd()
+	if err != nil {
+		return what, nil, err
 	}
-	return s, nil
+	n, err := unix.Writev(memfd, text) // at most 506 pieces, and IOV_MAX is 1024
+	if err == nil && n < size {        // RLIMIT_FSIZE counts for a memfd too
+		err = io.ErrShortWrite
+	}
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(memfd), unix.F_ADD_SEALS, seals)
+	}
+	if err != nil {
+		unix.Close(memfd)
+		return what, nil, fmt.Errorf("write and seal a memfd of %d bytes: %w", size, err)
+	}
+	fds = []int{memfd}
+	for _, s := range batch {
+		fds = append(fds, s.fd) // nobody closes it, as the session stands still
+	}
+	return what, fds, nil
 }
 
-// checkCount checks that as many descriptors came as the offer says, and the luggage's.
-func checkCount(c content, fds int) error {
-	switch {
-	case fds == 0 || fds < c.Sockets+1:
-		return fmt.Errorf("%w: %d, not %d and the luggage", errMissingFDs, fds, c.Sockets)
-	case fds > c.Sockets+1:
-		return fmt.Errorf("%w: %d, not %d and the luggage", errSurplusFDs, fds, c.Sockets)
-	}
-	return nil
+// uptime is a clock that all processes of a machine share.
+func uptime() time.Duration {
+	var now unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // cannot fail: clock_gettime(2)
+	return time.Duration(now.Nano())
 }
 
-// verify checks that each descriptor is what the luggage says.
-func (s stolen) verify(fds []int) error {
-	if claimed := len(s.Listeners) + len(s.Cookies); claimed != len(fds) {
-		return fmt.Errorf("the luggage speaks of %d sockets, and %d came", claimed, len(fds))
+// newMemfd makes a file in memory: memfd_create(2). It is not to be executed, which Linux since 6.3
+// wants to be told, and may insist on (vm.memfd_noexec).
+func newMemfd() (int, error) {
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("sessions", flags|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // Linux before 6.3
+		fd, err = unix.MemfdCreate("sessions", flags)
 	}
-	switch {
-	case s.kind == kindListeners && len(s.Listeners) > 0 && len(s.Cookies) == 0:
-		for i, l := range s.Listeners {
-			if err := verifyListener(fds[i], l, i == 0); err != nil {
-				return fmt.Errorf("listener %d: %w", i, err)
-			}
-		}
-	case s.kind == kindConnections && len(s.Listeners) == 0:
-		for i, cookie := range s.Cookies {
-			if err := verifySession(fds[i], cookie); err != nil {
-				return fmt.Errorf("connection %d: %w", i, err)
-			}
-		}
-	case s.kind == kindDone && len(fds) == 0:
-	default:
-		return fmt.Errorf("%q with %d listeners and %d connections", s.kind, len(s.Listeners), len(s.Cookies))
-	}
-	return nil
+	return fd, os.NewSyscallError("memfd_create", err)
 }
 
-// verifySession checks that a descriptor is the TCP socket with that cookie. It may have been reset
-// by its client meanwhile: that is no reason to refuse a batch, but for the session to find out.
-func verifySession(fd int, cookie uint64) error {
+// unpacker makes sessions of batches.
+type unpacker struct {
+	text []byte // used again for each: what is garbage soon should not pile up
+}
+
+// unpack makes sessions of an offer's descriptors, which it owns, if they are what they should be.
+func (u *unpacker) unpack(fds []int) (batch []*session, err error) {
+	if len(fds) == 0 {
+		return nil, errors.New("a batch without a memfd")
+	}
+	list, rest, err := u.read(fds[0])
+	unix.Close(fds[0])
+	fds = fds[1:]
+	if err == nil && len(list) != len(fds) {
+		err = fmt.Errorf("it speaks of %d sockets, and %d came", len(list), len(fds))
+	}
+	for i := 0; i < len(list) && err == nil; i++ {
+		p := list[i]
+		if err = verifyConnection(fds[i], p.Cookie); err != nil {
+			break
+		}
+		if p.In < 0 || p.In > len(rest) || p.Out < 0 || p.Out > len(rest)-p.In {
+			err = fmt.Errorf("it ends within connection %d", i)
+			break
+		}
+		s := &session{state: p.State, fd: fds[i], cookie: p.Cookie}
+		s.In, s.Out = clone(rest[:p.In]), clone(rest[p.In:][:p.Out])
+		batch, rest = append(batch, s), rest[p.In+p.Out:]
+	}
+	if err != nil {
+		closeFDs(fds)
+		return nil, fmt.Errorf("batch: %w", err)
+	}
+	return batch, nil
+}
+
+// read reads a sealed memfd: what it says of the sessions, and the bytes that follow.
+func (u *unpacker) read(fd int) (list []packed, rest []byte, err error) {
+	has, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("fcntl F_GET_SEALS", err)
+	}
+	if has&seals != seals {
+		return nil, nil, fmt.Errorf("its sender could still change it: its seals are %#x, not %#x", has, seals)
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return nil, nil, os.NewSyscallError("fstat", err)
+	}
+	if stat.Size > maxBytes {
+		return nil, nil, fmt.Errorf("%d bytes, and at most %d are read", stat.Size, maxBytes)
+	}
+	if int(stat.Size) > cap(u.text) {
+		u.text = make([]byte, stat.Size)
+	}
+	u.text = u.text[:stat.Size]
+	n, err := unix.Pread(fd, u.text, 0)
+	if err == nil && n < len(u.text) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, nil, os.NewSyscallError("pread", err)
+	}
+	head, rest, _ := bytes.Cut(u.text, []byte("\n"))
+	return list, rest, json.Unmarshal(head, &list)
+}
+
+// clone copies bytes into a buffer of a session, or into a longer one.
+func clone(b []byte) []byte {
+	if len(b) == 0 {
+		return nil
+	}
+	return append(newBuffer(), b...)
+}
+
+// verifyConnection checks that fd, which stays the caller's, is the TCP connection with that cookie.
+// One that its client has reset meanwhile is not connected any more: that is no reason to refuse all
+// the others, but for its session to find out.
+func verifyConnection(fd int, cookie uint64) error {
 	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err != nil {
-		return os.NewSyscallError("getsockopt SO_PROTOCOL", err)
+	if err != nil || protocol != unix.IPPROTO_TCP && protocol != unix.IPPROTO_MPTCP { // Go listens for both
+		return fmt.Errorf("not a TCP socket: SO_PROTOCOL is %d (%v)", protocol, err)
 	}
-	if protocol != unix.IPPROTO_TCP && protocol != unix.IPPROTO_MPTCP {
-		return fmt.Errorf("not a TCP connection: SO_PROTOCOL is %d", protocol)
+	if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listens != 0 {
+		return fmt.Errorf("not a connection: SO_ACCEPTCONN is %d (%v)", listens, err)
 	}
-	return verifyCookie(fd, cookie)
-}
-
-// verifyCookie checks that a descriptor is a socket, and the very one that its sender means.
-func verifyCookie(fd int, cookie uint64) error {
-	is, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	if err != nil {
-		return os.NewSyscallError("getsockopt SO_COOKIE", err)
-	}
-	if is != cookie {
-		return fmt.Errorf("another socket: its cookie is %d, the luggage says %d", is, cookie)
+	got, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil || got != cookie {
+		return fmt.Errorf("another socket: its cookie is %d, the batch says %d (%v)", got, cookie, err)
 	}
 	return nil
 }

@@ -2,10 +2,11 @@
 
 package main
 
-// The unix socket where two processes of one user meet. To copy: this file and borrow.go, with
-// golang.org/x/sys/unix and github.com/mdlayher/socket. It promises that whoever listens is
-// the only one on that path, that a path left behind by a killed process is no obstacle, and
-// that nothing is ever removed that another process put there.
+// The unix socket where two processes of one user meet: unix(7). To copy: this file, with
+// golang.org/x/sys/unix and github.com/mdlayher/socket. It promises that of all processes that
+// call listenControl on a path, one listens; that a path left behind by a killed one is no
+// obstacle; that nothing is removed that another program put there; and that you know whom you
+// are talking to.
 
 import (
 	"context"
@@ -14,257 +15,155 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
-	"syscall"
-	"time"
 
 	"github.com/mdlayher/socket"
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// maxPath is what sun_path holds: 108 bytes on Linux, and the last one is NUL (unix(7)).
-	maxPath = len(unix.RawSockaddrUnix{}.Path) - 1
-
-	// backlog is how many processes may wait to be accepted. More than a few is a mistake.
-	backlog = 16
-
-	// Whoever holds the folder's lock holds it for a few system calls.
-	lockTries = 200
-	lockWait  = 10 * time.Millisecond
+	maxPath = len(unix.RawSockaddrUnix{}.Path) - 1 // bytes: sun_path has 108, the last is NUL (unix(7))
+	backlog = 16                                   // so many may wait to be accepted, and one more; then EAGAIN
 )
 
-// controlPath returns the path to meet at: the given one, or if that is empty one named name
-// in a folder that only this user can enter, which it makes if need be.
-func controlPath(given, name string) (string, error) {
-	path := given
-	if path == "" {
+// controlPath returns the path to meet at: the given one, or if that is empty one called name in a
+// folder that only this user can enter. It is absolute, so that it means the same from whatever
+// folder the other process is started.
+func controlPath(given, name string) (path string, err error) {
+	if given == "" {
 		folder := filepath.Join(os.TempDir(), fmt.Sprintf("steal-%d", os.Geteuid()))
-		if runtime := os.Getenv("XDG_RUNTIME_DIR"); runtime != "" {
+		// Under sudo or su this may name another user's folder, or one that is not there.
+		if runtime := os.Getenv("XDG_RUNTIME_DIR"); private(runtime) {
 			folder = filepath.Join(runtime, "steal")
 		}
-		if err := privateFolder(folder); err != nil {
-			return "", err
+		if err := os.Mkdir(folder, 0o700); !private(folder) { // in /tmp anybody could have made it before us
+			return "", fmt.Errorf("%s must be a folder of mode 0700 that uid %d owns (%v): choose a path with -control", folder, os.Geteuid(), err)
 		}
-		path = filepath.Join(folder, name)
+		given = filepath.Join(folder, name)
 	}
-	if strings.HasPrefix(path, "@") {
-		path = "./" + path // x/sys would take a leading @ for the abstract namespace
+	path, err = filepath.Abs(given)
+	if err == nil && len(path) > maxPath {
+		err = fmt.Errorf("control path %s: %d bytes, and sun_path holds %d: choose a shorter one with -control", path, len(path), maxPath)
 	}
-	if len(path) > maxPath {
-		return "", fmt.Errorf("control path %s: %d bytes, and sun_path holds %d: choose a shorter one with -control", path, len(path), maxPath)
-	}
-	return path, nil
+	return path, err
 }
 
-// privateFolder makes a folder of mode 0700, or checks that the one that is there is ours and
-// closed to others. In a shared folder such as /tmp anybody could have made it before us.
-func privateFolder(folder string) error {
-	if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("folder of the control socket: %w", err)
-	}
+// private reports whether folder is one of this user's that nobody else may enter. To connect to a
+// unix socket takes leave to write to its file, and to enter the folders on the way (unix(7)): so
+// the folder's mode is the first lock on the door. peerOf is the second.
+func private(folder string) bool {
 	var stat unix.Stat_t
-	if err := unix.Lstat(folder, &stat); err != nil { // not Stat: a link is not a folder of ours
-		return &fs.PathError{Op: "lstat", Path: folder, Err: err}
-	}
-	switch mode := stat.Mode; {
-	case mode&unix.S_IFMT != unix.S_IFDIR:
-		return fmt.Errorf("%s is not a folder: move it away, or choose a path with -control", folder)
-	case int(stat.Uid) != os.Geteuid():
-		return fmt.Errorf("%s belongs to uid %d, not to uid %d: choose a path with -control", folder, stat.Uid, os.Geteuid())
-	case mode&0o077 != 0:
-		return fmt.Errorf("%s has mode %04o and lets others in: chmod 700 %[1]s", folder, mode&0o777)
-	}
-	return nil
+	err := unix.Lstat(folder, &stat) // not Stat: a symbolic link is not a folder of ours
+	return err == nil && int(stat.Uid) == os.Geteuid() && stat.Mode&(unix.S_IFMT|0o077) == unix.S_IFDIR
 }
 
-// controlListener is a listening control socket. Close removes its path.
-type controlListener struct {
-	*socket.Conn
-	path   string
-	file   fileID
-	folder *folder
-	once   sync.Once // a second Close would find another's file at the path
+// errForeign is that something at the path is not ours to remove.
+var errForeign = errors.New("another program's file or socket is there: choose another path with -control")
+
+// controlSocket is a control path that this process listens on.
+type controlSocket struct {
+	*socket.Conn // the listener
+	path         string
+	file         fs.FileInfo // what bind(2) has made there
+	lock         int         // a descriptor of path.lock
 }
 
-// fileID tells one file from all others, as long as somebody has it open.
-type fileID struct{ dev, ino uint64 }
-
-// listenControl listens on path. A path whose owner died is replaced. One whose owner lives,
-// and anything that is not a socket, is left alone, with an error that says what is there.
-// The caller closes the listener.
-func listenControl(ctx context.Context, path string) (*controlListener, error) {
-	// Looking, removing and binding are three system calls. The folder's lock makes them one,
-	// so that of two processes that start together one finds the other. Locking the folder
-	// itself leaves no lock file behind.
-	f, err := openFolder(filepath.Dir(path))
+// listenControl listens on path. The error says what stands in the way. The caller owns the listener,
+// and calls remove when it ends. Closed or not, the path stays this process's until it has ended, so
+// that nobody can listen there again before, itself included.
+func listenControl(path string) (*controlSocket, error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+		return nil, fmt.Errorf("control path %s: %w", path, errForeign)
+	}
+	// To see that nobody listens at path any more, to remove what is there, and to bind are three
+	// system calls: two processes that start together could each remove the other's socket. So
+	// whoever listens holds a lock for life, which the kernel frees when it dies (flock(2)). Nobody
+	// closes this descriptor, and the lock file stays.
+	lock, err := unix.Open(path+".lock", unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	err = os.NewSyscallError("open", err)
+	if err == nil {
+		err = os.NewSyscallError("flock", unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB))
+	}
 	if err != nil {
-		return nil, err
+		unix.Close(lock) // or -1, which is harmless
+		return nil, fmt.Errorf("lock %s.lock: %w: if another process holds it, stop it or join it, or choose another path with -control", path, err)
 	}
-	l := &controlListener{path: path, folder: f}
-	if err := f.locked(ctx, l.listen); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return l, nil
-}
-
-func (l *controlListener) listen() error {
-	if err := clearPath(l.path); err != nil {
-		return err
-	}
-	c, err := socket.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, "control", nil)
+	listener, file, err := bind(path)
 	if err != nil {
-		return err
+		unix.Close(lock)
+		return nil, fmt.Errorf("control path %s: %w", path, err)
 	}
-	l.Conn = c
-	if err := l.bind(); err != nil {
-		return errors.Join(fmt.Errorf("control path %s: %w", l.path, err), c.Close())
-	}
-	return nil
+	return &controlSocket{listener, path, file, lock}, nil
 }
 
-func (l *controlListener) bind() error {
-	if err := l.Bind(&unix.SockaddrUnix{Name: l.path}); err != nil {
-		return err
+// remove removes the socket's file, and nothing else: removing is by name, and another program's
+// file may have come into its place.
+func (c *controlSocket) remove() {
+	if now, err := os.Lstat(c.path); err == nil && os.SameFile(now, c.file) {
+		os.Remove(c.path)
 	}
-	var err error
-	if l.file, err = statPath(l.path); err != nil {
-		return err
-	}
-	// Until this call, whoever connects is refused, and would take the path for a stale one.
-	return l.Listen(backlog)
 }
 
-// accept waits for the next process to connect. The caller closes the connection.
-func (l *controlListener) accept(ctx context.Context) (*socket.Conn, error) {
-	c, _, err := l.Accept(ctx, 0)
-	return c, err
-}
-
-// Close removes the path, unless somebody has put another file there, and closes the socket.
-// In this order: while the socket is open the kernel keeps its file's inode number from being
-// given to another, and whoever looks at the path finds it alive.
-func (l *controlListener) Close() (err error) {
-	l.once.Do(func() {
-		err = l.folder.locked(context.Background(), func() error {
-			if file, err := statPath(l.path); err != nil || file != l.file {
-				return nil // it is not ours any more
-			}
-			return os.Remove(l.path)
-		})
-		err = errors.Join(err, l.Conn.Close(), l.folder.Close())
-	})
-	return err
-}
-
-func statPath(path string) (fileID, error) {
-	var stat unix.Stat_t
-	if err := unix.Lstat(path, &stat); err != nil {
-		return fileID{}, os.NewSyscallError("lstat", err)
+// bind listens at path, where it removes a socket whose owner is gone, and nothing else. It returns
+// the file that bind(2) has made, too.
+func bind(path string) (c *socket.Conn, file fs.FileInfo, err error) {
+	if info, err := os.Lstat(path); err == nil {
+		// A socket's file outlives its process, and bind(2) fails with EADDRINUSE as long as it is
+		// there. If nobody listens, connect(2) says ECONNREFUSED; but so it does of a plain file.
+		probe, err := dialControl(path)
+		if err == nil {
+			probe.Close()
+		}
+		if info.Mode().Type() != fs.ModeSocket || !errors.Is(err, unix.ECONNREFUSED) {
+			return nil, nil, errForeign
+		}
+		os.Remove(path) // if it fails, so does Bind
 	}
-	return fileID{uint64(stat.Dev), stat.Ino}, nil
-}
-
-// clearPath makes room at path: it removes a socket that nobody listens on any more.
-func clearPath(path string) error {
-	var stat unix.Stat_t
-	err := unix.Lstat(path, &stat)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return nil
-	case err != nil:
-		return fmt.Errorf("control path %s: %w", path, os.NewSyscallError("lstat", err))
-	case stat.Mode&unix.S_IFMT != unix.S_IFSOCK:
-		return fmt.Errorf("control path %s exists and is not a socket: move it away, or choose another with -control", path)
-	}
-
-	fd, err := connect(path)
-	switch {
-	case errors.Is(err, unix.ECONNREFUSED): // bound once, and its owner is gone
-		return os.Remove(path)
-	case errors.Is(err, unix.EAGAIN):
-		return fmt.Errorf("control path %s: a process listens there, and has let its accept queue fill up: stop it first", path)
-	case err != nil:
-		return fmt.Errorf("control path %s: %w: another program's socket is there; choose another path with -control", path, err)
-	}
-	defer unix.Close(fd) // only asked a question; nothing can be lost
-	owner, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	c, err = socket.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, "control", nil)
 	if err != nil {
-		return os.NewSyscallError("getsockopt SO_PEERCRED", err)
+		return nil, nil, err
 	}
-	return fmt.Errorf("control path %s: pid %d listens there already: stop it, join it with -c, or choose another path with -control", path, owner.Pid)
+	err = c.Bind(&unix.SockaddrUnix{Name: path})
+	if err == nil {
+		err = c.Listen(backlog)
+	}
+	if err == nil {
+		file, err = os.Lstat(path)
+	}
+	if err != nil {
+		c.Close()
+	}
+	return c, file, err
 }
 
 // dialControl connects to the process that listens on path. The caller closes the connection.
+// On a unix socket connect(2) does not wait: there is room in the accept queue, or EAGAIN.
 func dialControl(path string) (*socket.Conn, error) {
-	fd, err := connect(path)
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
-		return nil, fmt.Errorf("control path %s: %w: nobody listens there; start the old process first (the same command without -c)", path, err)
-	case errors.Is(err, unix.EACCES):
-		return nil, fmt.Errorf("control path %s: %w: it belongs to another user", path, err)
-	case errors.Is(err, unix.EAGAIN):
-		return nil, fmt.Errorf("control path %s: %w: its accept queue is full; is the old process stopped?", path, err)
-	case err != nil:
-		return nil, fmt.Errorf("control path %s: %w", path, err)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("control path %s: connect: %w: is the old process running?", path, err)
 	}
 	return socket.New(fd, "control")
 }
 
-// connect returns a connected SOCK_SEQPACKET socket, which the caller closes. On a unix socket
-// connect(2) never has to wait: it succeeds, or fails, or says EAGAIN when the queue is full.
-func connect(path string) (fd int, err error) {
-	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
-	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		return -1, errors.Join(os.NewSyscallError("connect", err), os.NewSyscallError("close", unix.Close(fd)))
-	}
-	return fd, nil
-}
+// peer is the process at the other end of a unix socket: the one that connected, or for the one
+// that connected, the one that called listen(2). The kernel says so (SO_PEERCRED in unix(7)).
+type peer struct{ *unix.Ucred }
 
-// folder is an open folder with an advisory lock (flock(2)), which the kernel frees when its
-// holder dies. It is open all the time, so that a process out of descriptors can clean up.
-type folder struct {
-	fd   int
-	path string
-}
+func (p peer) String() string { return fmt.Sprintf("pid %d (uid %d)", p.Pid, p.Uid) }
 
-func openFolder(path string) (*folder, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	return &folder{fd, path}, nil
-}
-
-func (f *folder) Close() error { return os.NewSyscallError("close", unix.Close(f.fd)) }
-
-// locked calls do while nobody else has the lock.
-func (f *folder) locked(ctx context.Context, do func() error) error {
-	err := unix.Flock(f.fd, unix.LOCK_EX|unix.LOCK_NB)
-	for try := 1; errors.Is(err, unix.EWOULDBLOCK) && try < lockTries; try++ {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(lockWait):
-		}
-		err = unix.Flock(f.fd, unix.LOCK_EX|unix.LOCK_NB)
-	}
-	if err != nil {
-		return fmt.Errorf("lock folder %s: %w", f.path, os.NewSyscallError("flock", err))
-	}
-	return errors.Join(do(), os.NewSyscallError("flock", unix.Flock(f.fd, unix.LOCK_UN)))
-}
-
-// credentials asks the kernel who is at the other end of a unix socket: pid, uid and gid, as
-// they were when that process connected, or called listen (unix(7), SO_PEERCRED).
-func credentials(c syscall.Conn) (cred *unix.Ucred, err error) {
-	err = borrow(c, func(fd int) (err error) {
-		cred, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-		return os.NewSyscallError("getsockopt SO_PEERCRED", err)
+// peerOf asks who is at the other end. It is an error if that is neither this user nor root.
+func peerOf(c *socket.Conn) (p peer, err error) {
+	err = c.ReadFunc(context.Background(), "getsockopt SO_PEERCRED", func(fd int) (err error) {
+		p.Ucred, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		return err
 	})
-	return cred, err
+	// A process that is given a descriptor has it, and nothing takes it back. So ask before.
+	if own := os.Geteuid(); err == nil && p.Uid != 0 && int(p.Uid) != own {
+		err = fmt.Errorf("%v is another user's process, and this one is uid %d's", p, own)
+	}
+	return p, err
 }

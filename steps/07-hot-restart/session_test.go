@@ -5,261 +5,399 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/mdlayher/socket"
 	"golang.org/x/sys/unix"
 )
 
 // A session and nothing else, in one process: it can be stopped more often than between two.
 
-// A connection moves from one session to the next, as often as it can be stopped, while its client
-// sends lines of any length and reads as it likes. Nothing of what it reads is anything but what
-// it has sent.
-func TestStoppedAnywhere(t *testing.T) {
-	for name, reader := range map[string]func(io.Reader) io.Reader{
-		"fast reader": func(r io.Reader) io.Reader { return r },
-		"slow reader": func(r io.Reader) io.Reader { return &slowly{r, rand.New(rand.NewPCG(3, 3))} },
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			size, least := 16<<20, 50
-			if short() {
-				size, least = 8<<20, 10
-			}
-			sent := manyLines(rand.New(rand.NewPCG(1, 2)), size)
-			server, c := serverSide(t)
-			if err := errorOf(server.SetWriteBuffer(32<<10), c.SetReadBuffer(32<<10)); err != nil {
-				t.Fatal(err)
-			}
-			go func() {
-				_, err := c.Write(sent)
-				if err := errors.Join(err, c.CloseWrite()); err != nil {
-					t.Error(err)
-				}
-			}()
-			received := make(chan []byte, 1)
-			go func() {
-				got, err := io.ReadAll(reader(c))
-				if err != nil {
-					t.Error(err)
-				}
-				received <- got
-			}()
-			moves, kinds := moveUntilDone(t, server)
-			if got := <-received; !bytes.Equal(got, sent) {
-				t.Errorf("sent %d bytes, received %d, first different at %d", len(sent), len(got), firstDifference(sent, got))
-			}
-			t.Logf("moved %d times: %v", moves, kinds)
-			// How often it is caught, and where, is a matter of speed: only the long test wants much.
-			if !short() && (moves < least || kinds["in"] == 0 || kinds["inside"] == 0 || kinds["out"] == 0) {
-				t.Error("it was hardly moved")
-			}
-		})
-	}
-}
-
-// moveUntilDone serves a connection by one session after the other, and counts what they left to
-// the next.
-func moveUntilDone(t *testing.T, conn stream) (moves int, left map[string]int) {
+// pair is a connection: the server's end, and the client's.
+func pair(t *testing.T) (server, client *net.TCPConn) {
 	t.Helper()
-	left = map[string]int{}
-	s := newSession(conn, 0, state{})
-	random := rand.New(rand.NewPCG(5, 6))
-	for {
-		go func() { _ = s.serve(func([]byte) {}) }() // what it says is that it has moved
-		select {
-		case <-s.ended:
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
-			return moves, left
-		case <-time.After(time.Duration(random.IntN(500)) * time.Microsecond): // any moment will do
-		}
-		if still, _ := halt([]*session{s}, patience); len(still) == 0 {
-			<-s.ended // just now
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
-			return moves, left
-		}
-		moves++
-		for what, is := range map[string]bool{"in": len(s.In) > 0, "out": len(s.Out) > 0, "ended": s.Ended, "inside": s.Inside} {
-			if is {
-				left[what]++
-			}
-		}
-		s = move(t, s)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); s.Close() })
+	c.SetDeadline(time.Now().Add(5 * time.Minute))
+	return s.(*net.TCPConn), c.(*net.TCPConn)
 }
 
-// move makes a session of what another one would send to the next process.
-func move(t *testing.T, s *session) *session {
+func sessionOf(t *testing.T, conn *net.TCPConn) *session {
+	t.Helper()
+	s, err := newSession(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// moved is the session that another process would make of one that stands still.
+func moved(t *testing.T, s *session) *session {
 	t.Helper()
 	text, err := json.Marshal(s.state)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var has state
-	if err := json.Unmarshal(text, &has); err != nil {
+	next := &session{cookie: s.cookie}
+	if err := json.Unmarshal(text, &next.state); err != nil {
 		t.Fatal(err)
 	}
-	copied := -1
-	if err := borrow(s, func(fd int) (err error) {
-		copied, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-		return err
-	}); err != nil {
+	next.In, next.Out = clone(next.In), clone(next.Out) // as unpack does
+	if next.fd, err = unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
 		t.Fatal(err)
 	}
-	s.release(leave)
-	<-s.ended
-	if err := s.Close(); err != nil {
+	s.leave()
+	if err := next.open(); err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+// TestStoppedAnywhere: a connection moves from one session to the next as often as it can be stopped,
+// while its client sends lines of any length and reads as it likes. What it reads is what it has sent.
+func TestStoppedAnywhere(t *testing.T) {
+	for name, slow := range map[string]bool{"fast reader": false, "slow reader": true} {
+		t.Run(name, func(t *testing.T) {
+			server, client := pair(t)
+			server.SetWriteBuffer(32 << 10)
+			client.SetReadBuffer(32 << 10)
+			random := rand.New(rand.NewPCG(1, 2))
+			var sent []byte
+			for len(sent) < 4<<20 {
+				sent = append(sent, bytes.Repeat([]byte{byte(random.IntN(256))}, 1<<random.IntN(17))...)
+				sent = fmt.Appendf(sent, " %d\n", len(sent))
+			}
+			sent = sent[:len(sent)-1] // the last line has no end
+			go func() {
+				client.Write(sent) // what fails is missing below
+				client.CloseWrite()
+			}()
+			received := make(chan []byte)
+			go func() {
+				var got []byte
+				for buffer := make([]byte, 16<<10); ; {
+					n, err := client.Read(buffer)
+					got = append(got, buffer[:n]...)
+					if err != nil {
+						received <- got
+						return
+					}
+					if slow {
+						time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+					}
+				}
+			}()
+			left := map[string]int{}
+			s := newServer(maxSockets)
+			c := sessionOf(t, server)
+			for still := make(chan *session, 1); ; c = moved(t, c) {
+				s.slots <- struct{}{}
+				s.add(c)
+				time.Sleep(time.Duration(random.IntN(500)) * time.Microsecond) // any moment will do
+				s.halt(c, still)
+				if <-still; c.over {
+					break
+				}
+				s.remove(c)
+				for what, is := range map[string]bool{"moved": true, "in": len(c.In) > 0, "out": len(c.Out) > 0, "inside": c.Inside} {
+					if is {
+						left[what]++
+					}
+				}
+			}
+			if got := <-received; !bytes.Equal(got, sent) {
+				t.Errorf("%d bytes sent, %d received", len(sent), len(got))
+			}
+			t.Logf("what was left to the next: %v", left)
+		})
+	}
+}
+
+// TestReleased: a session goes on if the request is taken back, and as often as one likes.
+func TestReleased(t *testing.T) {
+	server, client := pair(t)
+	s, c, still := newServer(maxSockets), sessionOf(t, server), make(chan *session, 1)
+	s.slots <- struct{}{}
+	s.add(c)
+	for i := range 2000 {
+		s.halt(c, still)
+		if !c.release() {
+			<-still // it stood already
+			s.serve(c)
+		}
+		if i%100 == 0 {
+			echoed(t, client, fmt.Sprintf("line %d\n", i))
+		}
+	}
+	client.CloseWrite()
+	if rest, err := io.ReadAll(client); len(rest) > 0 || err != nil {
+		t.Errorf("got %q, %v", rest, err)
+	}
+	s.clients.Wait()
+}
+
+func echoed(t *testing.T, c *net.TCPConn, text string) {
+	t.Helper()
+	io.WriteString(c, text) // what fails is missing below
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != text {
+		t.Fatalf("got %q, %v; want %q", got, err, text)
+	}
+}
+
+// TestOwnDeadline: a time-out of the session's own ends it; and neither wipes a request to stand still
+// nor is wiped by one.
+func TestOwnDeadline(t *testing.T) {
+	server, _ := pair(t)
+	c, still := sessionOf(t, server), make(chan *session, 1)
+	c.halt(still)
+	c.setDeadline(time.Now().Add(time.Hour)) // later than the request, which counts all the same
+	s := newServer(maxSockets)
+	if asked := c.serve(&s.lines); asked == nil || c.over {
+		t.Fatal("the request to stand still was lost")
+	}
+	c.halt(still)
+	if !c.release() || !c.deadline.After(time.Now()) {
+		t.Fatal("the session's own deadline was lost")
+	}
+	c.halt(still)
+	c.setDeadline(time.Now().Add(10 * time.Millisecond))
+	if asked := c.serve(&s.lines); asked == nil || c.over {
+		t.Fatal("the request to stand still was lost")
+	}
+	if asked := c.serve(&s.lines); asked != nil || !c.over {
+		t.Error("the session has no time-out any more")
+	}
+}
+
+// TestEndedMeanwhile: a session that ends instead of standing still says so.
+func TestEndedMeanwhile(t *testing.T) {
+	server, client := pair(t)
+	s, c, still := newServer(maxSockets), sessionOf(t, server), make(chan *session, 1)
+	client.Close()
+	s.slots <- struct{}{}
+	c.asked = still // as halt does before the deadline
+	s.add(c)
+	if <-still; !c.over {
+		t.Error("it has not ended")
+	}
+	s.clients.Wait()
+}
+
+// TestBuffers: a session that has nothing in hand has no buffer either.
+func TestBuffers(t *testing.T) {
+	server, client := pair(t)
+	s, c, still := newServer(maxSockets), sessionOf(t, server), make(chan *session, 1)
+	s.slots <- struct{}{}
+	s.add(c)
+	echoed(t, client, strings.Repeat("x", 3*bufferSize)+"\n")
+	s.halt(c, still)
+	if <-still; c.In != nil || c.Out != nil {
+		t.Errorf("it keeps buffers of %d and %d bytes", cap(c.In), cap(c.Out))
+	}
+	s.serve(c)
+	echoed(t, client, "and on\n")
+}
+
+// TestSilent: a session that has moved and is silent has no goroutine, and is served when its client
+// speaks; it stands still at once when asked.
+func TestSilent(t *testing.T) {
+	server, client := pair(t)
+	s, first, still := newServer(maxSockets), sessionOf(t, server), make(chan *session, 1)
+	c := &session{cookie: first.cookie}
+	var err error
+	if c.fd, err = unix.FcntlInt(uintptr(first.fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	first.leave()
+	if err := s.adopt([]*session{c}, func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if c.conn != nil {
+		t.Error("it is known to the poller")
+	}
+	s.halt(c, still)
+	if <-still; c.over {
+		t.Error("it has ended")
+	}
+	s.serve(c) // goes on
+	echoed(t, client, "hello\n")
+	s.halt(c, still)
+	<-still
+	s.remove(c)
+	c = moved(t, c)
+	c.leave()
+}
+
+// TestAdoptedInVain: what was not to be is closed, and not ended; a byte that came is not lost.
+func TestAdoptedInVain(t *testing.T) {
+	server, client := pair(t)
+	s, first := newServer(maxSockets), sessionOf(t, server)
+	fd, err := unix.FcntlInt(uintptr(first.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(client, "early\n")
+	c := &session{fd: fd, cookie: first.cookie}
+	if err := s.adopt([]*session{c}, func() error { return os.ErrClosed }); err != os.ErrClosed {
+		t.Errorf("got %v", err)
+	}
+	if len(s.slots) > 0 || s.count() > 0 || len(s.silent.all) > 0 {
+		t.Error("something is left of it")
+	}
+	s.slots <- struct{}{}
+	s.add(first)
+	got := make([]byte, 6)
+	if _, err := io.ReadFull(client, got); err != nil {
 		t.Error(err)
 	}
-	return newSession(os.NewFile(uintptr(copied), "tcp"), s.cookie, has)
 }
 
-// manyLines is about so many bytes in lines of 1 byte to 64 KiB, and the last one without its end.
-func manyLines(random *rand.Rand, total int) []byte {
-	var lines []byte
-	for len(lines) < total {
-		length := 1 << random.IntN(17)
-		line := bytes.Repeat([]byte{byte('a' + random.IntN(26))}, length)
-		lines = fmt.Appendf(append(lines, line...), " %d\n", len(lines))
-	}
-	return lines[:len(lines)-1]
+// busyConn is a connection whose handler works, whatever anybody asks of it, until it is free.
+type busyConn struct {
+	*net.TCPConn
+	free chan struct{}
 }
 
-func firstDifference(a, b []byte) int {
-	for i := range min(len(a), len(b)) {
-		if a[i] != b[i] {
-			return i
-		}
-	}
-	return min(len(a), len(b))
+func (c busyConn) Write(b []byte) (int, error) {
+	<-c.free
+	return c.TCPConn.Write(b)
 }
 
-// slowly reads a little at a time, with pauses now and then: the sender's buffers fill up.
-type slowly struct {
-	io.Reader
-	*rand.Rand
-}
-
-func (s *slowly) Read(b []byte) (int, error) {
-	if s.IntN(8) == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	return s.Reader.Read(b[:min(len(b), 1+s.IntN(32<<10))])
-}
-
-// serverSide is a TCP connection whose server is this test.
-func serverSide(t testing.TB) (server *net.TCPConn, c *client) {
+// conversation is two servers, and a control connection on which the first gives and the second takes.
+func conversation(t *testing.T) (from, to *server, r *receiver, taken chan error) {
 	t.Helper()
-	l, err := listen("127.0.0.1:0")
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeQuietly(l)
-	c = dial(t, l.Addr().String())
-	server, err = l.AcceptTCP()
-	if err != nil {
-		t.Fatal(err)
+	var ends []*socket.Conn
+	for _, fd := range fds {
+		c, err := socket.New(fd, "control")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		ends = append(ends, c)
 	}
-	t.Cleanup(func() { closeQuietly(server) })
-	return server, c
-}
-
-// served serves a session, and closes it, as its owner does.
-func served(s *session, show func([]byte)) {
+	from, to, taken = newServer(maxSockets), newServer(maxSockets), make(chan error, 1)
 	go func() {
-		defer closeQuietly(s)
-		_ = s.serve(show) // the client sees how it ends
+		_, err := (&taker{Conn: ends[1], server: to}).takeAll()
+		taken <- err
 	}()
+	return from, to, &receiver{Conn: ends[0], timeout: 5 * time.Minute}, taken
 }
 
-// Asked to stand still, and released again without having been moved, a session goes on.
-func TestReleased(t *testing.T) {
-	server, c := serverSide(t)
-	s := newSession(server, 0, state{})
-	served(s, func([]byte) {})
-	for i := range 1000 {
-		c.send(fmt.Sprintf("line %d\nhalf ", i))
-		if still, _ := halt([]*session{s}, patience); len(still) != 1 {
-			t.Fatal("it does not stand still")
+// TestUnfit: a session that fits no offer stays, and is served. All others of its batch move.
+func TestUnfit(t *testing.T) {
+	from, to, r, taken := conversation(t)
+	var clients []*net.TCPConn
+	var all []*session
+	for i := range 5 {
+		server, client := pair(t)
+		s := sessionOf(t, server)
+		if i == 2 {
+			s.Out = make([]byte, maxBytes+1) // as an answer of your own might be
 		}
-		s.release(goOn)
-		c.send("\n")
-		c.expect(fmt.Sprintf("line %d", i))
-		c.expect("half ")
+		from.slots <- struct{}{}
+		from.clients.Add(1)
+		from.sessions[s] = true
+		clients, all = append(clients, client), append(all, s)
 	}
-	c.finish("")
-	<-s.ended
-}
-
-// One that does not stop in time goes on, and nobody waits for it.
-func TestNotStoppedInTime(t *testing.T) {
-	server, c := serverSide(t)
-	s := newSession(server, 0, state{})
-	inShow, letGo := make(chan bool), make(chan bool)
-	served(s, func([]byte) { inShow <- true; <-letGo })
-	c.send("hello\n")
-	<-inShow
-	if still, busy := halt([]*session{s}, time.Millisecond); len(still) != 0 || len(busy) != 1 {
-		t.Fatal("it stands still, and is busy")
+	if err := (&giver{server: from}).giveBatch(r, all, func() {}); err != nil {
+		t.Fatal(err)
 	}
-	letGo <- true
-	c.expect("hello")
-	c.finish("")
-}
-
-// One that has stopped is not called busy because others are, in whatever order they are asked.
-func TestLateOnlyForOthers(t *testing.T) {
-	inShow, letGo := make(chan bool), make(chan bool)
-	server, c := serverSide(t)
-	busy := newSession(server, 0, state{})
-	served(busy, func([]byte) { inShow <- true; <-letGo })
-	c.send("hello\n")
-	<-inShow
-	server, _ = serverSide(t)
-	idle := newSession(server, 0, state{})
-	served(idle, func([]byte) {})
-	for range 20 {
-		still, late := halt([]*session{busy, idle}, 20*time.Millisecond)
-		if len(still) != 1 || still[0] != idle || len(late) != 1 {
-			t.Fatalf("%d stand still, and %d are late", len(still), len(late))
+	r.Close()
+	if err := <-taken; err != errGone || to.count() != 4 || from.count() != 1 || !all[2].stays.Load() {
+		t.Errorf("%d have moved, %d stay; %v", to.count(), from.count(), err)
+	}
+	for i, c := range clients {
+		if i == 2 {
+			if n, err := io.CopyN(io.Discard, c, maxBytes+1); err != nil {
+				t.Errorf("it hears %d bytes: %v", n, err)
+			}
 		}
-		idle.release(goOn)
+		echoed(t, c, "still here\n")
 	}
-	close(letGo)
-	c.expect("hello")
-}
-
-// A batch of sessions that have just ended is no batch: nobody waits for them.
-func TestHaltOfTheEnded(t *testing.T) {
-	server, c := serverSide(t)
-	s := newSession(server, 0, state{})
-	served(s, func([]byte) {})
-	c.finish("")
-	<-s.ended
-	if still, busy := halt([]*session{s}, patience); len(still)+len(busy) != 0 {
-		t.Error("it has ended, and stands still")
+	for _, s := range r.moved {
+		s.leave()
 	}
 }
 
-// What another process says that it had read may be more than would fit here.
-func TestMoreThanTheBuffer(t *testing.T) {
-	server, c := serverSide(t)
-	long := bytes.Repeat([]byte("x"), 3*bufferSize)
-	s := newSession(server, 0, state{In: bytes.Clone(long), Out: []byte("out\n")})
-	served(s, func([]byte) {})
-	c.expect("out")
-	c.send("tail\n")
-	c.expect(string(long) + "tail")
-	c.finish("")
+// TestSlowOneHoldsUpNobody: of many that are to move, one does not stand still. All others move, and are
+// served by the new process before it does. Then it moves, too.
+func TestSlowOneHoldsUpNobody(t *testing.T) {
+	from, to, r, taken := conversation(t)
+	var clients []*net.TCPConn
+	busy := busyConn{free: make(chan struct{})}
+	for i := range 40 {
+		server, client := pair(t)
+		clients = append(clients, client)
+		c := conn(server)
+		if i == 0 {
+			busy.TCPConn = server
+			c = busy
+		}
+		s, err := newSession(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from.slots <- struct{}{}
+		from.add(s)
+	}
+	io.WriteString(clients[0], "think about it\n")
+	for _, c := range clients[1:] {
+		echoed(t, c, "hello\n")
+	}
+	idle, talking := from.list()
+	given := make(chan error, 1)
+	go func() {
+		given <- (&giver{server: from}).giveSessions(r, append(idle, talking...), 8, 5*time.Minute)
+	}()
+	for end := time.Now().Add(5 * time.Minute); to.count() < len(clients)-1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d have moved", to.count())
+		}
+	}
+	for _, c := range clients[1:] {
+		echoed(t, c, "with the new one\n")
+	}
+	if n := from.count(); n != 1 {
+		t.Errorf("%d are still here", n)
+	}
+	close(busy.free)
+	if err := <-given; err != nil {
+		t.Error(err)
+	}
+	answer := make([]byte, len("think about it\n"))
+	if _, err := io.ReadFull(clients[0], answer); err != nil || string(answer) != "think about it\n" {
+		t.Errorf("the busy one's client gets %q, %v", answer, err)
+	}
+	echoed(t, clients[0], "and me\n")
+	r.Close()
+	if err := <-taken; err != errGone || to.count() != len(clients) {
+		t.Errorf("%d have moved, and then: %v", to.count(), err)
+	}
+	for _, s := range r.moved {
+		s.leave()
+	}
 }

@@ -3,64 +3,126 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
-// WHO is answered by whoever serves, with all that the client has had back before: from this
-// process, and from those before it.
+// MOVE takes back what STAY has said.
 func TestExercise1(t *testing.T) {
-	path := meetingPlace(t)
-	first := start(t, "-addr", "127.0.0.1:0", "-control", path)
-	c := dial(t, first.addr())
-	had := 0
-	expect := func(want string) {
-		t.Helper()
-		c.expect(want)
-		had += len(want) + 1
-	}
-	expectWho := func(p *process) {
-		t.Helper()
-		if line, want := c.line(), fmt.Sprintf("* pid %d: %d bytes so far", p.pid(), had); line != want {
-			t.Fatalf("WHO is answered with %q, want %q", line, want)
-		} else {
-			had += len(line) + 1
-		}
-	}
-	c.send("hello\nWHO\n")
-	expect("hello")
-	expectWho(first)
-	c.send(" who\r\nWHOEVER\nhalf")
-	expectWho(first)
-	expect("WHOEVER")
+	bin, path := build1(t), filepath.Join(t.TempDir(), "control")
+	old := start1(t, bin, "-addr", "127.0.0.1:0", "-control", path)
+	a := dial1(t, old)
+	b := redial1(t, a)
+	stays := fmt.Sprintf("* stays with pid %d", old.Pid)
+	a.hears("STAY\nMOVE\n", stays, "* moves")
+	a.hears("STAY\n move\r\n", stays, "* moves")
+	a.hears("MOVER\ndo not MOVE\n", "MOVER", "do not MOVE")
+	b.hears("MOVE\nSTAY\n", "* moves", stays)
 
-	second := start(t, "-addr", "127.0.0.1:0", "-control", path)
-	second.addr()
-	c.send(" of a line\nWHO\n")
-	expect("half of a line")
-	expectWho(second)
+	young := start1(t, bin, "-control", path)
+	young.await("connections moved: 1,")
+	old.await("draining for up to 30s: clients 1")
+	a.hears("STAY\n", fmt.Sprintf("* stays with pid %d", young.Pid))
+	b.hears("STAY\n", stays)
+}
 
-	// A client that does not read: most of the answer waits in the server, and then in the next.
-	const lines = 1500
-	long := strings.Repeat("x", 16<<10-2)
-	go func() {
-		for range lines {
-			if _, err := fmt.Fprintln(c, long); err != nil {
-				t.Error(err)
-				return
-			}
-		}
-		if _, err := fmt.Fprintln(c, "WHO"); err != nil {
-			t.Error(err)
-		}
-	}()
-	second.printed(`^"xxx`)
-	third := start(t, "-addr", "127.0.0.1:0", "-control", path)
-	third.addr()
-	for range lines {
-		expect(long)
+// actor1 is a process of the step.
+type actor1 struct {
+	*os.Process
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+// build1 builds the step.
+func build1(t *testing.T) (bin string) {
+	t.Helper()
+	bin = filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	expectWho(third)
-	c.finish("")
+	return bin
+}
+
+// start1 starts a process of it, which ends with the test.
+func start1(t *testing.T, bin string, args ...string) actor1 {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	cmd := exec.CommandContext(ctx, bin, args...)
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	t.Cleanup(func() {
+		cancel()
+		cmd.Wait()
+		r.Close()
+	})
+	return actor1{cmd.Process, t, bufio.NewScanner(r)}
+}
+
+// await returns the next line that has text in it.
+func (a actor1) await(text string) string {
+	a.t.Helper()
+	for a.lines.Scan() {
+		if strings.Contains(a.lines.Text(), text) {
+			return a.lines.Text()
+		}
+	}
+	a.t.Fatalf("pid %d never prints %q", a.Pid, text)
+	return ""
+}
+
+// client1 talks to a process that listens.
+type client1 struct {
+	net.Conn
+	t     *testing.T
+	lines *bufio.Scanner
+}
+
+func dial1(t *testing.T, a actor1) client1 {
+	t.Helper()
+	_, addr, _ := strings.Cut(a.await("listening on "), "listening on ")
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return client1{c, t, bufio.NewScanner(c)}
+}
+
+// hears sends text and expects these lines.
+func (c client1) hears(text string, want ...string) {
+	c.t.Helper()
+	fmt.Fprint(c, text)
+	for _, line := range want {
+		if c.lines.Scan(); c.lines.Text() != line {
+			c.t.Fatalf("the client receives %q, want %q (%v)", c.lines.Text(), line, c.lines.Err())
+		}
+	}
+}
+
+// redial1 is one more client of the same address.
+func redial1(t *testing.T, first client1) client1 {
+	t.Helper()
+	c, err := net.Dial("tcp", first.RemoteAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return client1{c, t, bufio.NewScanner(c)}
 }
