@@ -332,7 +332,7 @@ func (s step) old(t *testing.T, path string, with ...how) *process {
 	if s.tcp {
 		usual = append(usual, "-addr", "127.0.0.1:0")
 	}
-	if s.meets || s.restarts || s.rescues {
+	if s.meets || s.restarts {
 		usual = append(usual, "-control", path)
 	}
 	if s.steals || s.restarts {

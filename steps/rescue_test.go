@@ -4,7 +4,6 @@ package steps
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -194,7 +193,7 @@ func flood(t *testing.T, addr string, clients int, newcomers bool) (finish func(
 // byte once and in order, on the connection that it has had from the beginning.
 func TestRescueUnderLoad(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, meetingPlace(t), neverHangs())
+		p := s.old(t, "", neverHangs())
 		finish := flood(t, p.addr(), rounds(20, 100), true)
 		_, server := p.reign(1)
 		for range rounds(20, 120) {
@@ -218,7 +217,7 @@ func TestRescueAtSystemCalls(t *testing.T) {
 			for n := 1; n <= rounds(2, 6); n++ {
 				t.Run(fmt.Sprint(call, n), func(t *testing.T) {
 					t.Parallel()
-					p := s.old(t, meetingPlace(t), neverHangs())
+					p := s.old(t, "", neverHangs())
 					clients := []*client{dial(t, p.addr()), dial(t, p.addr()), dial(t, p.addr())}
 					for _, c := range clients {
 						c.echoed("hello")
@@ -259,7 +258,7 @@ func (p *process) spare() (pid int) {
 	p.t.Helper()
 	keeper, server := p.reign(1)
 	eventually(p.t, "there is a spare server", func() bool {
-		for _, line := range regexp.MustCompile(`(?m)^server\[(\d+)\]: waiting on`).FindAllStringSubmatch(p.err.String(), -1) {
+		for _, line := range regexp.MustCompile(`(?m)^server\[(\d+)\]: waiting$`).FindAllStringSubmatch(p.err.String(), -1) {
 			if number, _ := strconv.Atoi(line[1]); number != server && number != keeper && unix.Kill(number, 0) == nil {
 				pid = number
 			}
@@ -295,7 +294,7 @@ func closed(c chan struct{}) bool {
 // is being served notices.
 func TestRescueKeepers(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, meetingPlace(t), neverHangs())
+		p := s.old(t, "", neverHangs())
 		finish := flood(t, p.addr(), rounds(10, 50), false)
 		keeper, server := p.reign(1)
 		for i := range rounds(10, 50) {
@@ -313,28 +312,124 @@ func TestRescueKeepers(t *testing.T) {
 	})
 }
 
-// TestRescueHangs: a server that stands still is killed: all of it, or one goroutine. A client that
-// makes it hang each time is given up.
+// TestRescueHangs: a server that stands still is killed: all of it, or one goroutine, which runs for ever or
+// waits for ever. A client that makes it hang each time is given up.
 func TestRescueHangs(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, meetingPlace(t), args("-patience", "1s"))
+		for _, how := range []string{"SIGSTOP", "HANG", "DEADLOCK"} {
+			t.Run(how, func(t *testing.T) {
+				t.Parallel()
+				p := s.old(t, "", args("-patience", "1s"))
+				c := dial(t, p.addr())
+				c.echoed("hello")
+				if how == "SIGSTOP" {
+					_, server := p.reign(1)
+					p.strike(server, unix.SIGSTOP)
+				} else {
+					bad := dial(t, p.addr())
+					bad.send(how + "\n")
+					bad.ended()
+					p.logged(`giving slot \d+ up: 3 servers have died while they worked on its byte 0$`)
+				}
+				c.echoed("after " + how)
+			})
+		}
+	})
+}
+
+// TestRescueBusy: a server that works as hard as it can, and for longer than the patience, is not hung.
+func TestRescueBusy(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		long(t)
+		p := s.old(t, "", args("-patience", "10s"))
+		finish := flood(t, p.addr(), 30, true)
+		time.Sleep(15 * time.Second)
+		finish()
+		if n := len(p.reigns()); n != 1 {
+			t.Errorf("servers: %d", n)
+		}
+	})
+}
+
+// TestRescueMemory: a server that has no memory left dies of it, and is rescued.
+func TestRescueMemory(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		p := s.old(t, "", neverHangs())
 		c := dial(t, p.addr())
 		c.echoed("hello")
 		_, server := p.reign(1)
-		p.strike(server, unix.SIGSTOP)
-		c.echoed("after SIGSTOP")
-		bad := dial(t, p.addr())
-		bad.send("HANG\n")
-		bad.ended()
-		c.echoed("after HANG")
-		p.logged(`giving slot \d+ up: 3 servers have died while they worked on its byte 0$`)
+		limit := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20} // it has more than that already: so it gets no more
+		if err := unix.Prlimit(server, unix.RLIMIT_AS, &limit, nil); err != nil {
+			t.Fatal(err)
+		}
+		eater := dial(t, p.addr())
+		eater.send("EAT\n")
+		p.reign(2)
+		eater.expect("EAT") // the next one has no such limit
+		c.echoed("still here")
+		p.logged(`out of memory|cannot allocate memory`)
+	})
+}
+
+// TestRescueSpare: a spare server that dies or is stopped costs nothing but a little time.
+func TestRescueSpare(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		p := s.old(t, "", args("-patience", "1s"))
+		c := dial(t, p.addr())
+		c.echoed("hello")
+		first := p.spare()
+		if err := unix.Kill(first, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		p.logged(fmt.Sprintf("spare server pid %d has ended", first))
+		eventually(t, "there is another spare server", func() bool { return len(group(p.pid)) == 3 })
+		second := p.spare()
+		if err := unix.Kill(second, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		_, server := p.reign(1)
+		if err := unix.Kill(server, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		p.logged(fmt.Sprintf(`server pid %d hangs`, second))
+		c.echoed("still here")
+	})
+}
+
+// TestRescueIdle: very many connections that say nothing cost no memory, and are all there after rescues,
+// of either kind.
+func TestRescueIdle(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		n := rounds(500, 10_000)
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		n = min(n, int(limit.Cur)-500)
+		p := s.old(t, "", neverHangs())
+		keeper, server := p.reign(1)
+		var all []*client
+		for range n {
+			all = append(all, dial(t, p.addr()))
+		}
+		eventually(t, "all are accepted", func() bool { return len((&process{t: t, pid: server}).fds()) >= n })
+		if got := blocks(t, keeper); got*512 > 8*(1<<14) {
+			t.Errorf("%d idle connections have %d bytes of memory", n, got*512)
+		}
+		_, server = p.strike(server, unix.SIGKILL)
+		p.strike(keeper, unix.SIGKILL)
+		p.strike(server, unix.SIGKILL)
+		for _, c := range all {
+			c.echoed("here")
+		}
+		p.logged(fmt.Sprintf("has everything: connections %d;", n))
 	})
 }
 
 // TestRescueCtrlZ: all of them are stopped for longer than the patience, and go on. That is nobody's hang.
 func TestRescueCtrlZ(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, meetingPlace(t), args("-patience", "2s"))
+		p := s.old(t, "", args("-patience", "2s"))
 		c := dial(t, p.addr())
 		c.echoed("hello")
 		_, server := p.reign(1)
@@ -359,7 +454,7 @@ func TestRescueCtrlZ(t *testing.T) {
 // nobody else. What that client had sent before it is answered.
 func TestRescueGivesUp(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, meetingPlace(t), neverHangs())
+		p := s.old(t, "", neverHangs())
 		finish := flood(t, p.addr(), rounds(10, 50), true)
 		for i := range rounds(2, 10) {
 			before := len(p.reigns())
@@ -383,7 +478,7 @@ func TestRescueGivesUp(t *testing.T) {
 // TestRescueTwoBad: two clients, each of whom would kill every server.
 func TestRescueTwoBad(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, meetingPlace(t), neverHangs())
+		p := s.old(t, "", neverHangs())
 		good := dial(t, p.addr())
 		good.echoed("hello")
 		_, server := p.reign(1)
@@ -409,7 +504,7 @@ func TestRescueTwoBad(t *testing.T) {
 // page of the memory stays, and there are as many processes.
 func TestRescueLeaks(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, meetingPlace(t), neverHangs())
+		p := s.old(t, "", neverHangs())
 		keeper, server := p.reign(1)
 		state := func() string {
 			fds := func(pid int) int { return len((&process{t: t, pid: pid}).fds()) }
@@ -475,32 +570,50 @@ func blocks(t *testing.T, pid int) int64 {
 	return 0
 }
 
-// TestRescueLiars: a server that lies to its keeper is killed, and the next one goes on.
+// TestRescueLiars: a server that lies to its keeper is killed, and the next one goes on. The lie is told by
+// this test: it stops the server, and fetches that one's end of the control socket.
 func TestRescueLiars(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
 		for _, lie := range lies {
 			t.Run(lie, func(t *testing.T) {
 				t.Parallel()
-				path := meetingPlace(t)
-				with := neverHangs()
-				if lie == "silence" {
-					with = args("-patience", "3s")
-				}
-				p := s.old(t, path, with)
+				p := s.old(t, "", neverHangs())
 				c := dial(t, p.addr())
 				c.echoed("hello")
-				spare := p.spare()
-				liar := start(t, "/proc/self/exe", env("RESCUE_LIE="+lie, "RESCUE_PATH="+path))
-				liar.logged("waits")
 				keeper, server := p.reign(1)
-				_ = unix.Kill(spare, unix.SIGKILL) // so that the liar is first in line
-				p.logged(fmt.Sprintf("server pid %d has ended", spare))
-				p.strike(server, unix.SIGKILL)
-				if now := p.reigns()[1]; now != [2]int{keeper, liar.pid} {
-					t.Fatalf("keeper and server %d follow, not the liar, pid %d", now, liar.pid)
+				control := fetched(t, server, 3)
+				memory := fetched(t, server, 4)
+				if err := unix.Kill(server, unix.SIGSTOP); err != nil {
+					t.Fatal(err)
 				}
-				liar.died()
-				p.reign(3)
+				(&process{t: t, pid: server}).stopped()
+				var err error
+				switch lie {
+				case "with descriptors":
+					err = unix.Sendmsg(control, []byte(`{"type":"done"}`), unix.UnixRights(0, 1, 2), nil, 0)
+				case "":
+					err = unix.Sendmsg(control, nil, unix.UnixRights(0), nil, 0)
+				case "hangs up":
+					err = unix.Shutdown(control, unix.SHUT_RDWR)
+				case "words": // every bit of every word, the heartbeat's too
+					_, err = unix.Pwrite(memory, bytes.Repeat([]byte{0xff}, 8*(1<<14)), 0)
+					err = errors.Join(err, unix.Kill(server, unix.SIGKILL))
+				case "truncate": // it cannot be made shorter, so nobody gets a SIGBUS
+					for _, size := range []int64{0, 4096, 1 << 40} {
+						if err := unix.Ftruncate(memory, size); !errors.Is(err, unix.EPERM) {
+							t.Errorf("ftruncate to %d: %v", size, err)
+						}
+					}
+					err = unix.Kill(server, unix.SIGKILL)
+				default:
+					err = unix.Sendmsg(control, []byte(lie), nil, nil, 0)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if now, next := p.reign(2); now != keeper || next == server {
+					t.Errorf("keeper and server %d, %d are now %d, %d", keeper, server, now, next)
+				}
 				switch lie { // it may harm the clients that it has, and nobody else
 				case `{"type":"done","slots":[1,1]}`, "words":
 					c.ended()
@@ -508,9 +621,6 @@ func TestRescueLiars(t *testing.T) {
 					c.echoed("still here")
 				}
 				visits(t, p.addr())
-				if now, _ := p.reign(3); now != keeper {
-					t.Errorf("keeper pid %d is now pid %d", keeper, now)
-				}
 			})
 		}
 	})
@@ -519,66 +629,34 @@ func TestRescueLiars(t *testing.T) {
 var lies = []string{
 	`{"type":"done","slots":[0]}`, `{"type":"done","slots":[-1]}`, `{"type":"done","slots":[32768]}`,
 	`{"type":"done","slots":[9223372036854775807]}`, `{"type":"done","slots":[2]}`, `{"type":"done","slots":[1,1]}`,
-	`{"type":"estate","slots":[1]}`, `{"type":"connections","slots":[7]}`, `{"type":"done","slots":"x"}`, `{`, ``,
-	"with descriptors", "silence", "hangs up", "words",
+	`{"type":"all"}`, `{"type":"connections","slots":[7]}`, `{"type":"done","slots":"x"}`, `{`, ``,
+	"with descriptors", "hangs up", "words", "truncate",
 }
 
-// init makes this program a lying server, if it was started as one: the keeper kills it.
-func init() {
-	lie, path := os.Getenv("RESCUE_LIE"), os.Getenv("RESCUE_PATH")
-	if path == "" {
-		return
+// fetched is a duplicate of another process's descriptor.
+func fetched(t *testing.T, pid, number int) int {
+	t.Helper()
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	fail := func(err error) {
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+	defer unix.Close(pidfd)
+	fd, err := unix.PidfdGetfd(pidfd, number, 0)
+	if mode := yamaMode(t); err != nil && mode > 1 {
+		t.Skipf("pidfd_getfd: %v: Yama's ptrace_scope is %d", err, mode)
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0)
-	fail(err)
-	fail(unix.Connect(fd, &unix.SockaddrUnix{Name: path}))
-	fmt.Fprintln(os.Stderr, "liar waits")
-	record, control := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*253))
-	var got []int
-	for len(got) < 3 { // the memory, the listener, and one connection
-		n, controlLen, _, _, err := unix.Recvmsg(fd, record, control, 0)
-		fail(err)
-		var m struct{ Type string }
-		fail(json.Unmarshal(record[:n], &m))
-		messages, err := unix.ParseSocketControlMessage(control[:controlLen])
-		fail(err)
-		for _, one := range messages {
-			fds, err := unix.ParseUnixRights(&one)
-			fail(err)
-			got = append(got, fds...)
-		}
+	if err != nil {
+		t.Fatal(err)
 	}
-	switch lie {
-	case "silence":
-	case "hangs up":
-		fail(unix.Close(fd))
-	case "with descriptors":
-		fail(unix.Sendmsg(fd, []byte(`{"type":"done"}`), unix.UnixRights(0, 1, 2), nil, 0))
-	case "words": // every bit of every connection's word, and of the heartbeat
-		_, _ = unix.Pwrite(got[0], bytes.Repeat([]byte{0xff}, 8*100), 0)
-		fail(unix.Close(fd))
-	case "":
-		fail(unix.Sendmsg(fd, nil, unix.UnixRights(0), nil, 0))
-	default:
-		fail(unix.Sendmsg(fd, []byte(lie), nil, nil, 0))
-	}
-	select {
-	case <-time.After(patience):
-		os.Exit(3)
-	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
 }
 
 // TestRescueKinds: connections by IPv6, with urgent data, and with Multipath TCP at the client's end,
 // are rescued like any other.
 func TestRescueKinds(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, meetingPlace(t), neverHangs(), args("-addr", "[::1]:0"))
+		p := s.old(t, "", neverHangs(), args("-addr", "[::1]:0"))
 		var d net.Dialer
 		d.SetMultipathTCP(true)
 		mptcp, err := d.Dial("tcp", p.addr())

@@ -15,7 +15,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,13 +27,8 @@ import (
 // runDemo starts a keeper and plays its clients. It returns nil only if each of them received what it
 // had sent.
 func runDemo() error {
-	folder, err := os.MkdirTemp("", "steal-demo-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(folder)
 	said, in := io.Pipe()
-	cmd := exec.Command("/proc/self/exe", "-addr", "127.0.0.1:0", "-control", filepath.Join(folder, "control"))
+	cmd := exec.Command("/proc/self/exe", "-addr", "127.0.0.1:0")
 	cmd.Args[0] = os.Args[0]
 	cmd.Stderr = in
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM} // at which it ends its servers too

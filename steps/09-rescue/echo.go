@@ -6,29 +6,18 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync/atomic"
 	"time"
-
-	"github.com/mdlayher/socket"
 )
 
 // echo sends every line back as it came, in the manner of step 01. The answer is a function of what is
 // in the ring, and the word says up to where. So it goes on where another process was killed, or begins,
 // which is the same: everything is 0 then.
-func (s *server) echo(c *socket.Conn, slot int) error {
-	var p progress
-	err := c.ReadFunc(context.Background(), "progress", func(fd int) (err error) {
-		p, err = progressOf(fd)
-		return err
-	})
-	if err != nil {
-		return err
-	}
+func (s *server) echo(c *os.File, slot int, p progress) error {
 	word, r := s.memory.word(slot), s.memory.ring(slot)
 	decided := word.Load() / position
 	if !p.open { // it was just about to be closed
@@ -58,14 +47,12 @@ func (s *server) echo(c *socket.Conn, slot int) error {
 		if ended {
 			return io.EOF
 		}
-		var silence time.Time // for ever, if there is something in the ring
-		if p.read == p.written {
-			silence = time.Now().Add(s.idle)
-		}
-		c.SetReadDeadline(silence)
+		c.SetReadDeadline(time.Now().Add(s.idle))
 		n, err := c.Read(r.piece(p.read, p.written+ringSize))
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			s.memory.release(slot)
+			if p.read == p.written {
+				s.memory.release(slot)
+			}
 			c.SetReadDeadline(time.Time{})
 			n, err = c.Read(r.piece(p.read, p.written+ringSize))
 		}
@@ -82,7 +69,7 @@ func (s *server) echo(c *socket.Conn, slot int) error {
 // Where there are several such lines, they are worked on one at a time, so that only one is to blame.
 func (s *server) decide(word *atomic.Uint64, line []byte, whole bool) uint64 {
 	before := word.Load()
-	if before&suspect != 0 {
+	if before%position >= strike {
 		s.suspects.Lock()
 		defer s.suspects.Unlock()
 	}
@@ -99,7 +86,7 @@ func (s *server) decide(word *atomic.Uint64, line []byte, whole bool) uint64 {
 	return after
 }
 
-// work is where a real server would find an answer. This one has two bugs, for you to try.
+// work is where a real server would find an answer. This one has some bugs, for you to try.
 func work(line []byte) {
 	switch string(bytes.TrimSpace(line)) {
 	case "PANIC":
@@ -107,5 +94,9 @@ func work(line []byte) {
 	case "HANG":
 		for {
 		}
+	case "DEADLOCK":
+		select {}
+	case "EAT":
+		_ = make([]byte, 128<<20) // kills a process that has a limit: getrlimit(2), RLIMIT_AS
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/mdlayher/socket"
 	"golang.org/x/sys/unix"
@@ -19,14 +20,11 @@ import (
 
 // message is one record on the control socket: JSON, so that strace shows it.
 //
-//	estate       all that there is: first the memory and the listener (two descriptors), Addr, and how
-//	             many connections follow
-//	connections  some of them: a descriptor for each of Slots
-//	done         from a server: it has let go of the connections in Slots, which are over
+//	connections  some connections: a descriptor for each of Slots
+//	all          that was all that there is
+//	done         from a server: the connections in Slots are over, and it has let go of them
 type message struct {
 	Type  string `json:"type"`
-	Addr  string `json:"addr,omitempty"`
-	Count int    `json:"count,omitempty"`
 	Slots []int  `json:"slots,omitempty"`
 }
 
@@ -57,25 +55,32 @@ func receive(c *socket.Conn) (m message, fds []int, err error) {
 
 // estate is the listener, the memory, and every connection. Its owner guards it with a mutex.
 type estate struct {
-	addr     string // of the listener, for the log
-	listener int    // its descriptor
+	addr     string
+	patience time.Duration
+	listener int
 	memory   memory
-	count    int         // how many connections there were when it was sent
 	held     map[int]int // slot to descriptor
 }
 
-// sendTo sends all of it.
-func (e *estate) sendTo(c *socket.Conn) error {
-	err := send(c, message{Type: "estate", Addr: e.addr, Count: len(e.held)}, e.memory.fd, e.listener)
-	for some := range slices.Chunk(slices.Sorted(maps.Keys(e.held)), scmMaxFD) {
-		if err == nil {
-			err = e.sendSome(c, some...)
-		}
-	}
-	return err
+// inherited is what a process has from the start, if another one has started it. The rest is sent.
+func inherited(addr string, patience time.Duration) (estate, error) {
+	m, err := mapMemory(atMemory)
+	return estate{addr, patience, atListener, m, map[int]int{}}, err
 }
 
-// sendSome sends the connections in these slots: at most 253.
+// start starts a process that inherits.
+func (e *estate) start(role string) (*partner, error) {
+	return startPartner(e.memory.fd, e.listener, "-role", role, "-addr", e.addr, "-patience", e.patience.String())
+}
+
+// sendTo sends the rest: 253 connections in a message, which is as many as there can be.
+func (e *estate) sendTo(c *socket.Conn) (err error) {
+	for some := range slices.Chunk(slices.Sorted(maps.Keys(e.held)), scmMaxFD) {
+		err = errors.Join(err, e.sendSome(c, some...))
+	}
+	return errors.Join(err, send(c, message{Type: "all"}))
+}
+
 func (e *estate) sendSome(c *socket.Conn, some ...int) error {
 	var fds []int
 	for _, slot := range some {
@@ -86,13 +91,8 @@ func (e *estate) sendSome(c *socket.Conn, some ...int) error {
 
 // add adds what a message brings. After an error the sender is not to be trusted: what it says is
 // checked before it is used.
-func (e *estate) add(m message, fds []int) (err error) {
-	if m.Type == "estate" && e.held == nil && len(fds) == 2 {
-		e.addr, e.count, e.listener, e.held = m.Addr, m.Count, fds[1], map[int]int{}
-		e.memory, err = mapMemory(fds[0])
-		return err
-	}
-	if m.Type != "connections" || e.held == nil || len(fds) != len(m.Slots) {
+func (e *estate) add(m message, fds []int) error {
+	if len(fds) != len(m.Slots) || m.Type != "connections" && m.Type != "all" {
 		return fmt.Errorf("a message %q with %d descriptors and %d slots", m.Type, len(fds), len(m.Slots))
 	}
 	for i, slot := range m.Slots {

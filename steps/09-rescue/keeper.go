@@ -6,14 +6,13 @@ package main
 // nothing with a client's bytes, so no client can do anything to it.
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log"
 	"net"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/socket"
@@ -27,35 +26,24 @@ const (
 )
 
 type keeper struct {
-	control  *controlSocket // its accept queue is the line of spare servers
-	patience time.Duration
-	free     chan int // slots
+	free chan int      // slots
+	turn chan struct{} // whoever has put something in serves
 
-	mu      sync.Mutex // guards what follows, and is held while any of it is sent
-	estate             // everything
-	server  *partner   // who has it too; nil: nobody just now
-	strikes map[int]strike
-}
-
-// strike is how many servers have died while they worked on the line at a position.
-type strike struct {
-	at    uint64
-	times int
+	mu     sync.Mutex              // held while any of what follows is changed or sent
+	estate                         // everything
+	server atomic.Pointer[partner] // who has it too; nil: nobody just now
 }
 
 // runKeeper serves addr with one server after the other. A keeper that resumes gets everything from
 // the server that has started it.
-func runKeeper(addr, path string, patience time.Duration, resume bool) (err error) {
-	k := &keeper{patience: patience, free: make(chan int, slots), strikes: map[int]strike{}}
+func runKeeper(addr string, patience time.Duration, resume bool) (err error) {
+	k := &keeper{free: make(chan int, slots), turn: make(chan struct{}, 1)}
 	if resume {
-		err = k.takeBack()
+		err = k.takeBack(addr, patience)
 	} else {
-		err = k.open(addr)
+		err = k.open(addr, patience)
 	}
 	if err != nil {
-		return err
-	}
-	if k.control, err = listenControl(path); err != nil {
 		return err
 	}
 	exitOnSignal(k.end)
@@ -66,117 +54,97 @@ func runKeeper(addr, path string, patience time.Duration, resume bool) (err erro
 			k.free <- slot
 		}
 	}
-	go k.acceptAll()
-	go k.keepOne()
-	if resume {
-		k.with(k.server) // no child of this process
-	}
-	go k.keepOne()
-	for {
-		k.with(nil)
-	}
+	go k.watch()
+	go k.keepOne(k.server.Load())
+	go k.keepOne(nil)
+	return k.acceptAll()
 }
 
 // open makes the listener and the memory.
-func (k *keeper) open(addr string) error {
+func (k *keeper) open(addr string, patience time.Duration) error {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false) // progressOf says why
-	network := "tcp"
-	if strings.HasPrefix(addr, "0.0.0.0:") {
-		network = "tcp4" // of "tcp" and 0.0.0.0 package net makes [::], which is IPv6 as well
-	}
-	l, err := config.Listen(context.Background(), network, addr)
+	l, err := config.Listen(context.Background(), "tcp", addr)
 	if err != nil {
 		return fmt.Errorf("%w: choose another with -addr, or stop what has it (ss -ltnp)", err)
 	}
 	defer l.Close() // the duplicate stays
-	raw, err := l.(*net.TCPListener).SyscallConn()
-	if err != nil {
-		return err
-	}
-	lendErr := raw.Control(func(fd uintptr) {
-		// What is accepted inherits the options.
-		err = errors.Join(
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)) // progressOf says why
-		if err == nil {
-			k.listener, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
-		}
+	k.estate = estate{addr: l.Addr().String(), patience: patience, held: map[int]int{}}
+	err = borrow(l.(*net.TCPListener), func(fd int) (err error) {
+		k.listener, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		return errors.Join(err, // and what is accepted inherits the options
+			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)) // progressOf says why
 	})
-	if err := cmp.Or(lendErr, err); err != nil {
+	if err != nil {
 		return fmt.Errorf("listener: %w", err)
 	}
-	k.addr, k.held = l.Addr().String(), map[int]int{}
 	k.memory, err = createMemory()
 	return err
 }
 
 // takeBack gets everything from the server that has started this process.
-func (k *keeper) takeBack() error {
-	unix.CloseOnExec(3)
-	c, err := socket.New(3, "control")
+func (k *keeper) takeBack(addr string, patience time.Duration) error {
+	server, err := parent()
 	if err != nil {
-		return fmt.Errorf("descriptor 3: %w: -resume is for a server to use", err)
+		return err
 	}
-	k.server, err = partnerAt(c)
-	for err == nil && (k.held == nil || len(k.held) < k.count) {
-		var m message
+	k.estate, err = inherited(addr, patience)
+	for m := (message{}); err == nil && m.Type != "all"; {
 		var fds []int
-		if m, fds, err = receive(c); err == nil {
+		if m, fds, err = receive(server.Conn); err == nil {
 			err = k.add(m, fds)
 		}
 	}
+	k.turn <- struct{}{}
+	k.server.Store(server)
 	return err
 }
 
 // end ends a keeper that is told to end. A server would start another one, so that goes first.
 func (k *keeper) end() {
-	k.control.remove()
 	k.mu.Lock() // for good: nothing is started or given any more
-	if k.server != nil {
-		k.server.fence()
+	if server := k.server.Load(); server != nil {
+		server.fence()
 	}
 }
 
-// keepOne keeps one child: when it has died, it starts another, which gets in line. Two of these make
-// a server and a spare one, whichever is which.
-func (k *keeper) keepOne() {
+// keepOne keeps one child: a spare server until its turn comes, and then the server. When that has died,
+// it starts another. Two of these make a server and a spare one, whichever is which. A keeper that resumes
+// has a server already.
+func (k *keeper) keepOne(has *partner) {
+	if has != nil {
+		k.with(has, true)
+	}
 	for {
 		k.mu.Lock()
-		cmd, err := startSelf(nil, "-c", "-control", k.control.path, "-patience", k.patience.String())
+		p, err := k.start("server")
 		k.mu.Unlock()
-		began := time.Now()
 		if err == nil {
-			cmd.Wait() // ProcessState has it
-			log.Printf("server pid %d has ended: %v", cmd.Process.Pid, cmd.ProcessState)
-		} else {
-			log.Printf("start a server: %v", err)
+			select {
+			case k.turn <- struct{}{}:
+				k.with(p, false)
+			case <-p.dead:
+				p.fence()
+				err = fmt.Errorf("spare server pid %d has ended", p.pid)
+			}
 		}
-		if time.Since(began) < time.Second { // not in a loop at full speed
+		if err != nil {
+			log.Printf("%v: starting another one", err)
+		}
+		if err != nil || len(k.turn) > 0 { // not at full speed, and not while the next server begins
 			time.Sleep(100 * time.Millisecond)
 		}
 	}
 }
 
-// with has a server serve until it is dead: one that has everything, or else the first in line.
-func (k *keeper) with(server *partner) {
-	next := server == nil
-	for server == nil {
-		c, _, err := k.control.Accept(context.Background(), 0)
-		if err == nil {
-			server, err = partnerAt(c)
-		}
-		if err != nil {
-			log.Printf("a server in line: %v", err)
-			time.Sleep(time.Millisecond) // if it is for want of descriptors
-		}
-	}
-	over, watching := make(chan struct{}), sync.WaitGroup{}
-	watching.Go(func() { k.watch(server, over) })
+// with has a server serve until it is dead. It is given everything, if it has not got it already.
+func (k *keeper) with(server *partner, hasAll bool) {
 	var err error
 	k.mu.Lock()
-	if k.server = server; next {
+	k.server.Store(server)
+	if !hasAll {
 		err = k.sendTo(server.Conn)
 	}
 	if err == nil {
@@ -186,15 +154,14 @@ func (k *keeper) with(server *partner) {
 	for err == nil {
 		err = k.hear(server)
 	}
-	close(over)
-	watching.Wait()
 	server.kill() // if it lives, somebody with the mutex may be waiting for it
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	server.fence()
 	log.Printf("server pid %d: %v", server.pid, err)
-	k.server = nil
+	k.server.Store(nil)
 	k.blame()
+	<-k.turn
 }
 
 // hear waits for a message: that connections are over. A server that says anything else is not to be
@@ -222,26 +189,26 @@ func (k *keeper) hear(server *partner) error {
 func (k *keeper) release(slot int) {
 	unix.Close(k.held[slot])
 	delete(k.held, slot)
-	delete(k.strikes, slot)
 	k.free <- slot
 }
 
 // watch kills a server that stands still: at one look after the other a line is worked on, and it is
 // the same; or the heartbeat has not moved. It counts looks, and not time: when all of us are stopped
 // (Ctrl-Z), nobody looks. It takes no mutex: whoever has that may be waiting for this very server.
-func (k *keeper) watch(server *partner, over <-chan struct{}) {
+func (k *keeper) watch() {
+	var server *partner
 	last, same := make([]uint64, slots), make([]int, slots)
 	for {
-		select {
-		case <-over:
-			return
-		case <-time.After(k.patience / looks):
+		time.Sleep(k.patience / looks)
+		if now := k.server.Load(); now != server {
+			server = now
+			clear(same)
 		}
 		for slot := range last {
 			now := k.memory.word(slot).Load()
 			if now != last[slot] || now&busy == 0 && slot > 0 {
 				last[slot], same[slot] = now, 0
-			} else if same[slot]++; same[slot] == looks {
+			} else if same[slot]++; same[slot] == looks && server != nil {
 				log.Printf("server pid %d hangs (slot %d): killing it", server.pid, slot)
 				server.kill()
 			}
@@ -249,8 +216,8 @@ func (k *keeper) watch(server *partner, over <-chan struct{}) {
 	}
 }
 
-// blame counts, after a server's death, how many have died while they worked on the same line. After
-// the third the connection is given up: the next server would die of it too.
+// blame gives each line a strike that a dead server was working on. After the third the connection is
+// given up: the next server would die of it too.
 func (k *keeper) blame() {
 	for slot, fd := range k.held {
 		word := k.memory.word(slot)
@@ -258,15 +225,9 @@ func (k *keeper) blame() {
 		if was&busy == 0 {
 			continue
 		}
-		word.Store(was&^busy | suspect)
-		s := k.strikes[slot]
-		if s.at != was/position {
-			s = strike{at: was / position}
-		}
-		s.times++
-		k.strikes[slot] = s
-		if s.times == chances {
-			log.Printf("giving slot %d up: %d servers have died while they worked on its byte %d", slot, s.times, s.at)
+		word.Store(was - busy + strike)
+		if strikes := was%position/strike + 1; strikes >= chances {
+			log.Printf("giving slot %d up: %d servers have died while they worked on its byte %d", slot, strikes, was/position)
 			unix.Shutdown(fd, unix.SHUT_RDWR) // fails if the client has reset it
 			k.memory.release(slot)
 			k.release(slot)
@@ -276,10 +237,10 @@ func (k *keeper) blame() {
 
 // acceptAll accepts clients, as long as there are slots, and gives them to the server. Errors are
 // reported and waited out, as in step 01.
-func (k *keeper) acceptAll() {
+func (k *keeper) acceptAll() error {
 	listener, err := socket.New(k.listener, "listener")
 	if err != nil {
-		log.Fatal(err)
+		return err
 	}
 	for reported := (time.Time{}); ; {
 		slot := <-k.free
@@ -292,8 +253,8 @@ func (k *keeper) acceptAll() {
 			}
 			k.held[slot] = fd
 			k.memory.word(slot).Store(0)
-			if k.server != nil {
-				k.sendSome(k.server.Conn, slot) // fails if it is just dying: then the next one gets it with the rest
+			if server := k.server.Load(); server != nil && k.sendSome(server.Conn, slot) != nil {
+				server.kill() // if it is not dying: then the next one gets it with the rest
 			}
 			return nil
 		})

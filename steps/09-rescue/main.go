@@ -38,24 +38,22 @@ import (
 
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "TCP `host:port` to serve; port 0 lets the kernel choose")
-	control := flag.String("control", "", "`path` of the unix socket where servers come to the keeper (default in a private folder)")
 	patience := flag.Duration("patience", 2*time.Second, "how long a server may stand still before it is killed: 100ms or more")
-	connect := flag.Bool("c", false, "be one more spare server: connect to the keeper and wait")
-	resume := flag.Bool("resume", false, "be a new keeper: descriptor 3 leads to the server that has everything, and has started this process")
+	role := flag.String("role", "", "server or keeper: to be one of those that the program starts itself")
 	demo := flag.Bool("demo", false, "tell the whole story in one terminal")
 	flag.Parse()
 	*patience = max(*patience, 100*time.Millisecond)
-	path, err := controlPath(*control, "09-rescue")
-	role, run := "keeper", func() error { return runKeeper(*addr, path, *patience, *resume) }
+	var err error
 	switch {
 	case *demo:
-		role, run = "demo", runDemo
-	case *connect:
-		role, run = "server", func() error { return runServer(path, *patience) }
-	}
-	start(role)
-	if err == nil {
-		err = run()
+		start("demo")
+		err = runDemo()
+	case *role == "server":
+		start("server")
+		err = runServer(*addr, *patience)
+	default:
+		start("keeper")
+		err = runKeeper(*addr, *patience, *role == "keeper")
 	}
 	if err != nil {
 		log.Fatal(err)

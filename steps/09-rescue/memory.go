@@ -30,10 +30,10 @@ const (
 // so that there is no moment between. Its upper bits are a position: the bytes before it have been
 // decided about. That is where the answer goes on after a death, and the next line begins.
 const (
-	busy     = 1 << iota // the line at that position is being worked on
-	inside               // the position is inside a line, whose beginning has been answered
-	suspect              // a server has died of that line, perhaps
-	position             // 1 here is position 1
+	busy     = 1 << 0 // the line at that position is being worked on
+	inside   = 1 << 1 // the position is inside a line, whose beginning has been answered
+	strike   = 1 << 2 // a server has died of that line, perhaps: two bits, so up to three strikes
+	position = 1 << 4 // the upper bits
 )
 
 // memory is a memfd, mapped. All of it is 0 at first.
