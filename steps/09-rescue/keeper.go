@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,7 +65,11 @@ func runKeeper(addr string, patience time.Duration, resume bool) (err error) {
 func (k *keeper) open(addr string, patience time.Duration) error {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false) // progressOf says why
-	l, err := config.Listen(context.Background(), "tcp", addr)
+	network := "tcp"
+	if strings.HasPrefix(addr, "0.0.0.0:") {
+		network = "tcp4" // of "tcp" and 0.0.0.0 package net makes [::], which is IPv6 as well
+	}
+	l, err := config.Listen(context.Background(), network, addr)
 	if err != nil {
 		return fmt.Errorf("%w: choose another with -addr, or stop what has it (ss -ltnp)", err)
 	}
@@ -172,17 +177,18 @@ func (k *keeper) hear(server *partner) error {
 	if err == nil && (m.Type != "done" || len(fds) > 0) {
 		err = fmt.Errorf("a message %q with %d descriptors", m.Type, len(fds))
 	}
+	if err != nil {
+		return err
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, slot := range m.Slots {
-		if _, used := k.held[slot]; err == nil && !used {
-			err = fmt.Errorf("slot %d is done, and not in use", slot)
+		if _, used := k.held[slot]; !used {
+			return fmt.Errorf("slot %d is done, and not in use", slot)
 		}
-		if err == nil {
-			k.release(slot)
-		}
+		k.release(slot)
 	}
-	return err
+	return nil
 }
 
 // release ends what this process has of a connection, when no server has anything of it any more.

@@ -21,10 +21,10 @@ import (
 type server struct {
 	idle     time.Duration // after so long a silent client's pages are given back
 	suspects sync.Mutex    // held while a suspect line is worked on
+	serving  bool          // the keeper has given something, if only that there is nothing
 
-	mu      sync.Mutex // guards what follows, and is held while any of it is sent
-	keeper  *partner
-	serving bool // the keeper has given something, if only that there is nothing
+	mu     sync.Mutex // guards what follows, and is held while any of it is sent
+	keeper *partner
 	estate
 }
 
@@ -57,31 +57,38 @@ func runServer(addr string, patience time.Duration) (err error) {
 	}
 }
 
-// follow takes what the keeper gives, until that is gone. And it moves the heartbeat: with the mutex,
-// so that a server that is stuck with it in hand does not pass for a live one.
+// follow takes what the keeper gives, until that is gone.
 func (s *server) follow() error {
 	for {
-		s.keeper.SetReadDeadline(time.Now().Add(s.patience / looks))
 		m, fds, err := receive(s.keeper.Conn)
-		s.mu.Lock()
-		if err == nil {
+		if err == nil && !s.serving {
 			s.serving = true
+			go s.beat()
+		}
+		if err == nil {
 			err = s.take(m, fds)
-		} else if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = nil
 		}
-		if s.serving && err == nil {
-			s.memory.word(0).Store(s.memory.word(0).Load() + position | busy)
-		}
-		s.mu.Unlock()
 		if err != nil {
 			return err
 		}
 	}
 }
 
-// take begins to serve connections. s.mu is held.
+// beat moves the heartbeat: with the mutex, so that a server that is stuck with it in hand does not pass
+// for a live one.
+func (s *server) beat() {
+	for {
+		s.mu.Lock()
+		s.memory.word(0).Add(position)
+		s.mu.Unlock()
+		time.Sleep(s.patience / looks)
+	}
+}
+
+// take begins to serve connections.
 func (s *server) take(m message, fds []int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err := s.add(m, fds); err != nil {
 		return err
 	}
