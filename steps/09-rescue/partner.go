@@ -80,7 +80,8 @@ func newPartner(control, pid, pidfd int) (*partner, error) {
 			unix.Poll(ready, -1)
 		}
 		close(p.dead)
-		c.Shutdown(unix.SHUT_RD) // what is queued can still be read. Somebody else may have its end open
+		c.Shutdown(unix.SHUT_RD)     // what is queued can still be read. Somebody else may have its end open
+		unix.Wait4(pid, nil, 0, nil) // fails if it is no child of this process
 	}()
 	return p, nil
 }
@@ -96,7 +97,6 @@ func (p *partner) kill() {
 func (p *partner) fence() {
 	p.kill()
 	<-p.dead
-	unix.Wait4(p.pid, nil, unix.WNOHANG, nil) // fails if it is no child of this process
 	p.pidfd.Close()
 	p.Close()
 }
