@@ -14,18 +14,17 @@
 // a server closes none. The server reads into memory that both have, and writes from it: so what it had
 // read is not lost with it. How far it had come, the kernel knows.
 //
-//	main.go      skip: flags
-//	counters.go  read, copy: how far a dead process had come with a socket
-//	memory.go    read, copy: what a dead process leaves: a ring of bytes and a word for each connection
-//	echo.go      read: what a server does for one client, so that another one can go on
-//	serve.go     read: the server: takes what the keeper has, and gives it to the next keeper
-//	keeper.go    read: the keeper: one server after the other
-//	estate.go    read, copy: all that one process leaves to another, and the messages that carry it
-//	partner.go   read, copy: another process: to see that it dies, and to see to it
-//	crowd.go     skip: the demonstration
-//	fdpass.go    known from 03
-//	control.go   known from 02
-//	process.go   known from 01
+//	main.go       skip: flags
+//	counters.go   read, copy: how far a dead process had come with a socket
+//	memory.go     read, copy: what a dead process leaves: a ring of bytes and a word for each connection
+//	echo.go       read: what a server does for one client, so that another one can go on
+//	partner.go    read, copy: another process of this program: to start it, and to see that it is dead
+//	estate.go     read, copy: all that one process leaves to another, and the messages that carry it
+//	serve.go      read, copy: the server: takes what the keeper has, and gives it to the next keeper
+//	keeper.go     read, copy: the keeper: one server after the other
+//	rescuedemo.go skip: the demonstration
+//	fdpass.go     known from 03
+//	socket.go     known from 01, and process.go too
 //
 // Needs Linux 5.3 (for pidfd_open) and no privilege.
 package main
