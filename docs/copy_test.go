@@ -21,6 +21,8 @@ var toCopy = []struct{ want, step, files string }{
 	{"a server's listeners handed over, with a `server` of your own", "06-listeners", "generations.go handover.go restart.go listeners.go supervisor.go protocol.go fdpass.go control.go socket.go process.go"},
 	{"a connection that can be stopped at any moment", "07-hot-restart", "session.go socket.go"},
 	{"a server's listeners and connections handed over, with a protocol of your own", "07-hot-restart", "session.go clients.go silent.go give.go take.go batch.go generations.go restart.go listeners.go supervisor.go protocol.go fdpass.go control.go socket.go process.go"},
+	{"how far a dead process had come with a TCP socket", "09-rescue", "counters.go"},
+	{"a server that may be killed, with an `echo` of your own", "09-rescue", "keeper.go serve.go estate.go partner.go memory.go counters.go fdpass.go socket.go process.go"},
 }
 
 func init() {

@@ -61,7 +61,7 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
-var takesLong = regexp.MustCompile(`(?m)^\w*\$ .*(go build|strace|steps/0[67])`)
+var takesLong = regexp.MustCompile(`(?m)^\w*\$ .*(go build|strace|steps/0[679])`)
 
 // quiet is how long a terminal must have been still before its output is taken for complete,
 // once it is known to differ from the page.
@@ -185,7 +185,7 @@ func (s *stage) perform(line string) (*terminal, error) {
 }
 
 var (
-	getsReady = regexp.MustCompile(`^go run \./steps/0[1-7]-[\w-]+( -c\b| -(?:control|addr|timeout|drain|batch) \S+)*$`)
+	getsReady = regexp.MustCompile(`^go run \./steps/0[1-79]-[\w-]+( -c\b| -(?:control|addr|timeout|drain|batch) \S+)*$`)
 	plainNC   = regexp.MustCompile(`^nc [^|<>;&]*$`)
 	ready     = regexp.MustCompile(`(?m)(listening|waiting) on \S+$`)
 	connected = regexp.MustCompile(`(?m)^ *\d+: \S+ \S+ 01 (?:\S+ +){5}(\d+) `) // proc_pid_net(5): state 01, inode
@@ -250,7 +250,7 @@ var (
 // start runs a command as the page shows it, with the steps built already, a control path of
 // its own, and ports of the kernel's choice.
 func (s *stage) start(command string) (*terminal, error) {
-	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart)( -(?:control|timeout|drain|batch) \S+)*$`).MatchString(command)
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart|09-rescue)( -(?:control|timeout|drain|batch) \S+)*$`).MatchString(command)
 	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
 	command = strings.ReplaceAll(command, pageRun, s.run)
 	if tool, _, _ := strings.Cut(command, " "); tool != "go" {
@@ -447,7 +447,7 @@ var kinds = []struct {
 	kind, first string
 	around      *regexp.Regexp
 }{
-	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|client|look|server)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT|USR1|USR2|TERM) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
+	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|client|look|server|keeper)\[(\d+)\]|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT|USR1|USR2|TERM) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
 	{"port", "8080", regexp.MustCompile(`127\.0\.0\.[12][: ](\d+)|htons\((\d+)\)`)},
 	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)| ([1-9]\d*) \* (?:0|([1-9]\d*)) users`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},
