@@ -92,7 +92,7 @@ func work(line []byte) {
 	case "PANIC":
 		panic("a client has typed PANIC")
 	case "HANG":
-		for {
+		for i := 0; ; i++ {
 		}
 	case "DEADLOCK":
 		select {}

@@ -54,7 +54,7 @@ func createMemory() (memory, error) {
 	if err := unix.Ftruncate(fd, memSize); err != nil {
 		return memory{}, fmt.Errorf("%d bytes of shared memory: ftruncate: %w: is there a limit on file sizes? (ulimit -f)", memSize, err)
 	}
-	unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals) // mapMemory looks
+	unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals) // fails if it cannot be sealed: mapMemory looks
 	return mapMemory(fd)
 }
 

@@ -76,8 +76,8 @@ func newPartner(control, pid, pidfd int) (*partner, error) {
 	p := &partner{c, pid, os.NewFile(uintptr(pidfd), "pidfd"), make(chan struct{})}
 	go func() {
 		ready := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-		for ready[0].Revents == 0 { // again, if a signal comes between: EINTR
-			unix.Poll(ready, -1)
+		for ready[0].Revents == 0 {
+			unix.Poll(ready, -1) // fails if a signal comes: EINTR
 		}
 		close(p.dead)
 		c.Shutdown(unix.SHUT_RD)     // what is queued can still be read. Somebody else may have its end open

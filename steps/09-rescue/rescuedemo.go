@@ -97,7 +97,7 @@ func talk(addr string, stop *atomic.Bool) (r result) {
 		line := []byte(rand.Text() + rand.Text() + "\n")
 		began := time.Now()
 		c.SetDeadline(began.Add(time.Minute))
-		c.Write(line) // what fails here does not come back below
+		c.Write(line) // fails if it has been cut off: then the line does not come back
 		got, err := in.ReadSlice('\n')
 		if err != nil || !bytes.Equal(got, line) {
 			return result{err: fmt.Errorf("client %v sent %q and received %q: %w", c.LocalAddr(), line, got, err)}
