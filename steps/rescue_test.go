@@ -116,6 +116,11 @@ func (f *torrent) send(stop *atomic.Bool) {
 	total := 0
 	defer func() { f.sent <- total }()
 	for l := (lines{rand.New(rand.NewSource(f.seed))}); !stop.Load(); {
+		// Not further ahead: hundreds of full queues are a shortage of memory for all of the machine's TCP,
+		// and then it is not the server that is slow.
+		for ahead := 1 << 20; total-int(f.received.Load()) > ahead && !stop.Load() && !f.c.t.Failed(); {
+			time.Sleep(time.Millisecond)
+		}
 		line := l.next()
 		n, err := f.c.Write(line)
 		if total += n; err != nil {
