@@ -380,7 +380,7 @@ func TestRescueMemory(t *testing.T) {
 // TestRescueSpare: a spare server that dies or is stopped costs nothing but a little time.
 func TestRescueSpare(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		p := s.old(t, "", args("-patience", "1s"))
+		p := s.old(t, "", args("-patience", "3s"))
 		c := dial(t, p.addr())
 		c.echoed("hello")
 		first := p.spare()
@@ -399,6 +399,28 @@ func TestRescueSpare(t *testing.T) {
 		}
 		p.logged(fmt.Sprintf(`server pid %d hangs`, second))
 		c.echoed("still here")
+		// Both die: then a server must be started first.
+		keeper, server := p.reign(3)
+		third := p.spare()
+		for _, pid := range []int{third, server} {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.echoed("from a new one")
+		// A keeper that is stopped is no obstacle, but for newcomers.
+		p.reign(4)
+		if err := unix.Kill(keeper, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		(&process{t: t, pid: keeper}).stopped()
+		c.echoed("without the keeper")
+		newcomer := dial(t, p.addr())
+		newcomer.send("patient\n")
+		if err := unix.Kill(keeper, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		newcomer.expect("patient")
 	})
 }
 
