@@ -2,8 +2,8 @@
 
 package main
 
-// Another process of this program: to start it, and to see to it that it is dead. To copy: this file,
-// with golang.org/x/sys/unix and github.com/mdlayher/socket.
+// Another process of this program: to start it, and to see to it that it is dead. To copy: this file
+// and socket.go, with golang.org/x/sys/unix and github.com/mdlayher/socket.
 
 import (
 	"fmt"
@@ -26,10 +26,10 @@ type partner struct {
 
 // Descriptors that a process is started with, behind stdin, stdout and stderr.
 const (
-	atControl  = iota + 3
-	atMemory   //
-	atListener //
-	atParent   // a pidfd of the process that has started it
+	atControl = iota + 3
+	atMemory
+	atListener
+	atParent // a pidfd of the process that has started it
 )
 
 // startPartner starts this program once more: its very file, also if that has been replaced or
