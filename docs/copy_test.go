@@ -22,6 +22,8 @@ var toCopy = []struct{ want, step, files string }{
 	{"a connection that can be stopped at any moment", "07-hot-restart", "session.go socket.go"},
 	{"a server's listeners and connections handed over, with a protocol of your own", "07-hot-restart", "session.go clients.go silent.go give.go take.go batch.go generations.go restart.go listeners.go supervisor.go protocol.go fdpass.go control.go socket.go process.go"},
 	{"net/http over connections that move, on top of that", "08-web", "web.go http.go request.go"},
+	{"how far a dead process had come with a TCP socket", "09-rescue", "counters.go"},
+	{"a server that may be killed, with an `echo` of your own", "09-rescue", "keeper.go serve.go estate.go partner.go memory.go counters.go fdpass.go socket.go process.go"},
 	{"TLS connections whose keys the kernel has", "10-tls", "handshake.go ktls.go socket.go"},
 	{"live TLS connections handed over", "10-tls", "handshake.go ktls.go pushtls.go protocol.go steal.go fdpass.go control.go socket.go"},
 }

@@ -73,7 +73,7 @@ func kernelTLS() bool {
 	return err == nil && slices.Contains(strings.Fields(string(available)), "tls")
 }
 
-var takesLong = regexp.MustCompile(`(?m)^\w*\$ .*(go build|strace|steps/(0[678]|10))`)
+var takesLong = regexp.MustCompile(`(?m)^\w*\$ .*(go build|strace|steps/(0[6-9]|10))`)
 
 // quiet is how long a terminal must have been still before its output is taken for complete,
 // once it is known to differ from the page.
@@ -201,7 +201,7 @@ func (s *stage) perform(line string) (*terminal, error) {
 }
 
 var (
-	getsReady = regexp.MustCompile(`^go run \./steps/(?:0[1-8]|10)-[\w-]+( -c\b| -(?:control|addr|timeout|drain|batch) \S+)*$`)
+	getsReady = regexp.MustCompile(`^go run \./steps/(?:0[1-9]|10)-[\w-]+( -c\b| -(?:control|addr|timeout|drain|batch) \S+)*$`)
 	plainNC   = regexp.MustCompile(`^nc [^|<>;&]*$`)
 	ready     = regexp.MustCompile(`(?m)(listening|waiting) on \S+$`)
 	connected = regexp.MustCompile(`(?m)^ *\d+: \S+ \S+ 01 (?:\S+ +){5}(\d+) `) // proc_pid_net(5): state 01, inode
@@ -266,7 +266,7 @@ var (
 // start runs a command as the page shows it, with the steps built already, a control path of
 // its own, and ports of the kernel's choice.
 func (s *stage) start(command string) (*terminal, error) {
-	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart|08-web|10-tls)( -(?:control|timeout|drain|batch) \S+)*$`).MatchString(command)
+	serves := regexp.MustCompile(`go run \./steps/(01-echo|04-steal|05-pidfd|06-listeners|07-hot-restart|08-web|09-rescue|10-tls)( -(?:control|timeout|drain|batch) \S+)*$`).MatchString(command)
 	command = inTmp.ReplaceAllString(command, s.run+"/$1") // a built step
 	command = strings.ReplaceAll(command, pageRun, s.run)
 	if tool, _, _ := strings.Cut(command, " "); tool != "go" {
@@ -463,7 +463,7 @@ var kinds = []struct {
 	kind, first string
 	around      *regexp.Regexp
 }{
-	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|client|look|server)\[(\d+)\]|"pid": ?(\d+)|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT|USR1|USR2|TERM) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
+	{"pid", "4711", regexp.MustCompile(`\b(?:old|new|echo|demo|client|look|server|keeper)\[(\d+)\]|"pid": ?(\d+)|(?:^|[^\[])\bpid (\d+)|kill -(?:9|STOP|CONT|USR1|USR2|TERM) (\d+)|/proc/(\d+)/|\bpid=(\d+)|lsof .*-p (\d+)|^\S+ +(\d+) .* IPv4 `)},
 	{"port", "8080", regexp.MustCompile(`127\.0\.0\.[12][: ](\d+)|htons\((\d+)\)`)},
 	{"inode", "20001", regexp.MustCompile(`inode (\d+)|socket:\[(\d+)\]|\d+u +IPv4 +(\d+)| ([1-9]\d*) \* (?:0|([1-9]\d*)) users`)},
 	{"cookie", "501", regexp.MustCompile(`cookie"?[ :](\d+)`)},

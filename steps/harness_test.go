@@ -47,6 +47,7 @@ type step struct {
 	moves    bool // and the connections
 	web      bool // it speaks HTTP, and not lines
 	encrypts bool // its clients speak TLS, and to steal it needs a kernel that does too
+	rescues  bool // its server may die at any moment, and another one goes on
 }
 
 var steps = []step{
@@ -58,6 +59,7 @@ var steps = []step{
 	{name: "06-listeners", tcp: true, restarts: true},
 	{name: "07-hot-restart", tcp: true, restarts: true, moves: true},
 	{name: "08-web", restarts: true, moves: true, web: true},
+	{name: "09-rescue", tcp: true, rescues: true},
 	{name: "10-tls", tcp: true, meets: true, steals: true, encrypts: true},
 }
 
@@ -68,6 +70,7 @@ func pulls(s step) bool     { return s.pulls }
 func restarts(s step) bool  { return s.restarts && !s.web }
 func drains(s step) bool    { return s.restarts && !s.moves }
 func moves(s step) bool     { return s.moves }
+func rescues(s step) bool   { return s.rescues }
 
 func stealing() []step {
 	return slices.DeleteFunc(slices.Clone(steps), func(s step) bool { return !s.steals })
@@ -288,8 +291,11 @@ func (s step) start(t *testing.T, with ...how) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.restarts {
+	switch {
+	case s.restarts:
 		with = append([]how{intoFile(t), patient}, with...)
+	case s.rescues:
+		return startGroup(t, path, append([]how{intoFile(t)}, with...)...)
 	}
 	p := start(t, path, with...)
 	p.encrypts = s.encrypts

@@ -1,0 +1,134 @@
+//go:build linux
+
+package main
+
+// The server: it takes what the keeper has, serves it, and gives it to the next keeper.
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// server is one, or a spare one: then it has nothing yet.
+type server struct {
+	idle     time.Duration // after so long a silent client's pages are given back
+	suspects sync.Mutex    // held while a suspect line is worked on
+	serving  bool          // the keeper has given something, if only that there is nothing
+
+	mu     sync.Mutex // guards what follows, and is held while any of it is sent
+	keeper *partner
+	estate
+}
+
+// runServer serves what the keeper gives. It ends as a server ends: killed. A spare one ends when the
+// keeper does.
+func runServer(addr string, patience time.Duration) (err error) {
+	signal.Ignore(unix.SIGINT) // Ctrl-C goes to the keeper too, which knows what to do
+	s := &server{idle: 10 * time.Second}
+	if s.keeper, err = parent(); err != nil {
+		return err
+	}
+	if s.estate, err = inherited(addr, patience); err != nil {
+		return err
+	}
+	log.Print("waiting")
+	for {
+		err := s.follow()
+		if !errors.Is(err, errGone) {
+			return fmt.Errorf("from keeper pid %d: %w", s.keeper.pid, err)
+		}
+		if !s.serving {
+			return nil
+		}
+		log.Printf("keeper pid %d %v; starting another one", s.keeper.pid, err)
+		s.keeper.fence()
+		for err = s.startKeeper(); err != nil; err = s.startKeeper() {
+			log.Printf("start a keeper: %v; trying again", err)
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+}
+
+// follow takes what the keeper gives, until that is gone.
+func (s *server) follow() error {
+	for {
+		m, fds, err := receive(s.keeper.Conn)
+		if err == nil && !s.serving {
+			s.serving = true
+			go s.beat()
+		}
+		if err == nil {
+			err = s.take(m, fds)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// beat moves the heartbeat: with the mutex, so that a server that is stuck with it in hand does not pass
+// for a live one.
+func (s *server) beat() {
+	for {
+		s.mu.Lock()
+		s.memory.word(0).Add(position)
+		s.mu.Unlock()
+		time.Sleep(s.patience / looks)
+	}
+}
+
+// take begins to serve connections.
+func (s *server) take(m message, fds []int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.add(m, fds); err != nil {
+		return err
+	}
+	for i, slot := range m.Slots {
+		go s.serve(slot, fds[i])
+	}
+	return nil
+}
+
+// serve serves a connection until it is over.
+func (s *server) serve(slot, fd int) {
+	c := os.NewFile(uintptr(fd), "tcp") // 2 system calls: package net would make 15, and change options
+	p, err := progressOf(fd)
+	if err == nil {
+		err = s.echo(c, slot, p)
+	}
+	if !errors.Is(err, io.EOF) {
+		log.Printf("slot %d: %v", slot, err)
+	}
+	// To close it is not enough, as the keeper has another descriptor. To shut it down ends it for
+	// everybody: shutdown(2). And the slot is empty before anybody hears of it: a keeper may die before
+	// it hears, and the next one is not told of a slot that is not in use.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unix.Shutdown(fd, unix.SHUT_WR) // fails if the client has ended it
+	c.Close()
+	s.memory.release(slot)
+	delete(s.held, slot)
+	send(s.keeper.Conn, message{Type: "done", Slots: []int{slot}}) // fails if it is gone
+}
+
+// startKeeper starts a keeper in the place of a dead one, and gives it everything. Clients are served
+// meanwhile.
+func (s *server) startKeeper() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next, err := s.start("keeper")
+	if err == nil {
+		s.keeper = next
+		s.sendTo(next.Conn) // fails if it is gone: follow hears of it
+	}
+	return err
+}
