@@ -17,7 +17,7 @@
 //	main.go       skip: flags
 //	counters.go   read, copy: how far a dead process had come with a socket
 //	memory.go     read, copy: what a dead process leaves: a ring of bytes and a word for each connection
-//	echo.go       read: what a server does for one client, so that another one can go on
+//	work.go       read: what a server does for one client, so that another one can go on
 //	partner.go    read, copy: another process of this program: to start it, and to see that it is dead
 //	estate.go     read, copy: all that one process leaves to another, and the messages that carry it
 //	serve.go      read, copy: the server: takes what the keeper has, and gives it to the next keeper
