@@ -291,11 +291,14 @@ func (s step) start(t *testing.T, with ...how) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	switch {
-	case s.restarts:
-		with = append([]how{intoFile(t), patient}, with...)
-	case s.rescues:
-		return startGroup(t, path, append([]how{intoFile(t)}, with...)...)
+	if s.steals || s.restarts {
+		with = append([]how{patient}, with...)
+	}
+	if s.restarts || s.rescues {
+		with = append([]how{intoFile(t)}, with...)
+	}
+	if s.rescues {
+		return startGroup(t, path, with...)
 	}
 	p := start(t, path, with...)
 	p.encrypts = s.encrypts
@@ -352,9 +355,6 @@ func (s step) old(t *testing.T, path string, with ...how) *process {
 	}
 	if s.meets || s.restarts {
 		usual = append(usual, "-control", path)
-	}
-	if s.steals {
-		with = append([]how{patient}, with...)
 	}
 	p := s.start(t, append([]how{args(usual...)}, with...)...)
 	p.logged(`listening on `)

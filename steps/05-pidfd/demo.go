@@ -26,7 +26,7 @@ func runDemo(string) error {
 	}
 	defer os.RemoveAll(folder)
 	path := filepath.Join(folder, "control")
-	old, address, err := startChild("listening on ", "-addr", "127.0.0.1:0", "-control", path)
+	old, address, err := startChild("listening on ", "-addr", "127.0.0.1:0", "-control", path, "-timeout", "20s")
 	if err != nil {
 		return err
 	}

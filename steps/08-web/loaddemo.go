@@ -68,7 +68,7 @@ func runDemo() error {
 
 // startServer starts this program once more, shows what it says, and waits until it serves.
 func startServer(args ...string) (p *os.Process, addr string, err error) {
-	cmd := exec.Command(os.Args[0], args...)
+	cmd := exec.Command(os.Args[0], append(args, "-timeout", "20s")...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL} // not to outlive the demo
 	out, err := cmd.StderrPipe()
 	if err == nil {
