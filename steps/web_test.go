@@ -897,7 +897,9 @@ func TestChatFile(t *testing.T) {
 			again.hears(ws.OpText, "again")
 			w.hears(ws.OpClose, "\x03\xf4") // 1012
 			w.ended()
-			young.logged(`is another one, or is shorter`)
+			eventually(t, "a process says so", func() bool { // the old one too, if it has seen it
+				return strings.Contains(server.err.String()+young.err.String(), "is another one, or is shorter")
+			})
 		})
 	}
 	t.Run("overwritten", func(t *testing.T) {

@@ -6,7 +6,7 @@ package main
 // your own. What net/http is given is a net.Conn that begins with a request and ends behind the answer. It
 // reads no further, and so there is nothing in its hands when it is done.
 //
-//	exchange    answers one request, in the session's goroutine, and returns when the session is its own again
+//	answerOne   has one request answered, in the session's goroutine, and returns when the session is its own again
 //	web         is the http.Server: set its Handler, and call web.Serve(exchanges) before anybody connects
 //	leave       is for the old process, when the next one has everything
 //	hijack      takes the connection from net/http, for a mode
@@ -28,19 +28,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exchange is one request and its answer: the net.Conn. It has the session until it is closed, and with it In
-// and Out. Read and Write may be called at the same time, but each by one goroutine, as net/http does.
+// exchange is one request and its answer: the net.Conn. Until that is closed, the session waits, and its In and Out
+// are the exchange's. Read and Write may be called at the same time, but each by one goroutine, as net/http does.
 type exchange struct {
 	*session
 	ending
-	kept   atomic.Bool   // net/http would read the next request
-	enough chan struct{} // net/http wants to read no more: a Read that waits returns
-	closed func()
+	kept   atomic.Bool   // net/http has answered, and would read the next request: StateIdle comes before it does
+	enough chan struct{} // net/http wants to read no more: a Read that waits behind the request returns
+	closed func()        // closes over, once
 	over   chan struct{}
 }
 
-// exchange has net/http answer the request that has been read up to its end e, as far as it has come.
-func (s *session) exchange(e ending) {
+// answerOne has net/http answer the request that has been read up to its end e, as far as it has come.
+func (s *session) answerOne(e ending) {
 	x := &exchange{session: s, ending: e, enough: make(chan struct{}, 1), over: make(chan struct{})}
 	x.closed = sync.OnceFunc(func() { close(x.over) })
 	if s.remote == nil {
@@ -90,6 +90,7 @@ func leave() {
 // hijack takes the connection from net/http, for a mode. The caller closes the exchange when the mode is set.
 func hijack(w http.ResponseWriter, r *http.Request) (*exchange, error) {
 	if r.Method != http.MethodGet { // such as HEAD
+		w.Header().Set("Allow", http.MethodGet)
 		return nil, fmt.Errorf("GET, not %s", r.Method)
 	}
 	c, _, err := http.NewResponseController(w).Hijack()

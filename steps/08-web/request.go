@@ -22,7 +22,7 @@ import (
 type ending struct {
 	left int64 // so many of those to come are its own, whatever they are
 	then part  // and behind them comes this
-	last bool  // whatever comes behind it is not believed
+	last bool  // whatever comes behind it is not believed, although net/http does, and has not said Connection: close
 }
 
 type part int

@@ -34,9 +34,9 @@ type room struct {
 	writing sync.Mutex // flock(2) keeps out the other process, and this the others here
 
 	mu   sync.Mutex
-	told sync.Once
-	here map[*session]bool
-	seen reader // these know that there is something up to here
+	told sync.Once         // that there is another room
+	here map[*session]bool // who reads; some may have left
+	seen reader            // these know that there is something up to here
 }
 
 var chatRoom room
@@ -90,7 +90,7 @@ func (r *room) head() (end reader, err error) {
 	if err == nil {
 		err = unix.Fstat(r.fd, &stat)
 	}
-	binary.Decode(b[:], binary.NativeEndian, &head) // there is enough
+	_, _ = binary.Decode(b[:], binary.NativeEndian, &head) // there is enough
 	end = reader{Room: head[0], At: int64(head[1])}
 	switch {
 	case err != nil:

@@ -50,7 +50,7 @@ func (s *session) answer(requests *atomic.Uint64) bool {
 	}
 	if here {
 		requests.Add(1)
-		s.exchange(e)
+		s.answerOne(e)
 	}
 	return here
 }
