@@ -902,6 +902,29 @@ func TestChatFile(t *testing.T) {
 			})
 		})
 	}
+	t.Run("locked", func(t *testing.T) { // as by a process that is stopped
+		t.Parallel()
+		path := meetingPlace(t)
+		server := webStep.first(t, path)
+		says, hears := dialChat(t, server.addr()), dialChat(t, server.addr())
+		file, err := os.OpenFile(path+".room", os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+		says.sends(frame(ws.OpText, true, []byte("hello")))
+		server.logged(`is locked`)
+		hears.sends(frame(ws.OpPing, true, []byte("?")))
+		hears.hears(ws.OpPong, "?")
+		if err := unix.Flock(int(file.Fd()), unix.LOCK_UN); err != nil {
+			t.Fatal(err)
+		}
+		says.hears(ws.OpText, "hello")
+		hears.hears(ws.OpText, "hello")
+	})
 	t.Run("overwritten", func(t *testing.T) {
 		t.Parallel()
 		path := meetingPlace(t)
