@@ -2,10 +2,10 @@
 
 package main
 
-// Where a request ends. To copy: this file, web.go and http.go, with those of step 07 and a state of
-// your own. Who is wrong here takes a part of one request for another
-// one: that is request smuggling. So net/http itself reads the head, and what it makes of the body counts:
-// a connection is used again only if it is content with the request, and has read it to the same end.
+// Where a request ends. To copy: this file, web.go and http.go, with those of step 07 and a state of your
+// own. Who is wrong here takes a part of one request for another one: that is request smuggling. So net/http
+// itself reads the head, and what it makes of the body counts: a connection is used again only if it is
+// content with the request, and has read it to the same end.
 //
 //	endOf       what a request is, as soon as its head is here
 //	own         how many of the bytes that have come are its own; who takes some subtracts them from left

@@ -7,8 +7,8 @@ package main
 // only how far it has read. Then nobody who moves misses anything, and nothing is queued for who reads slowly.
 // (Between machines, a message broker's log does the same.)
 //
-// The file is not mapped: whoever makes a mapped file shorter ends all who look at it (SIGBUS). It can be removed,
-// and made shorter, at any time. Then there is another room, and who has read the one before is told to come again.
+// The file may be removed, and made shorter, at any time. Then there is another room, and who has read the one before
+// is told to come again. So it is not mapped: who makes a mapped file shorter ends all who look at it (SIGBUS).
 
 import (
 	"bytes"

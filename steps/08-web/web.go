@@ -3,8 +3,9 @@
 package main
 
 // What a session does here: it is between two requests, in one, or in a mode. To copy: this file, http.go
-// and request.go, with those of step 07 and a state of your own. net/http answers requests, and never has the connection: between two of them it owns nothing, and
-// within one this process does not let go of the session.
+// and request.go, with those of step 07 and a state of your own. net/http answers requests, and never has
+// the connection: between two of them it owns nothing, and within one this process does not let go of the
+// session.
 
 import (
 	"bytes"
