@@ -907,19 +907,19 @@ func TestChatFile(t *testing.T) {
 		path := meetingPlace(t)
 		server := webStep.first(t, path)
 		says, hears := dialChat(t, server.addr()), dialChat(t, server.addr())
-		file, err := os.OpenFile(path+".room", os.O_RDWR, 0)
+		file, err := unix.Open(path+".room", unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer file.Close()
-		if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+		defer unix.Close(file)
+		if err := unix.Flock(file, unix.LOCK_EX); err != nil {
 			t.Fatal(err)
 		}
 		says.sends(frame(ws.OpText, true, []byte("hello")))
 		server.logged(`is locked`)
 		hears.sends(frame(ws.OpPing, true, []byte("?")))
 		hears.hears(ws.OpPong, "?")
-		if err := unix.Flock(int(file.Fd()), unix.LOCK_UN); err != nil {
+		if err := unix.Flock(file, unix.LOCK_UN); err != nil {
 			t.Fatal(err)
 		}
 		says.hears(ws.OpText, "hello")
