@@ -126,14 +126,15 @@ func TestWebRestarts(t *testing.T) {
 }
 
 // talkHTTP is Go's own client. It takes another connection only if it has closed the first by itself: on a busy machine
-// it does, if it has not noticed within 50 ms that its request is out (maxWriteWaitBeforeConnReuse in net/http).
+// it does, if it has not noticed within 50 ms that its request is out (maxWriteWaitBeforeConnReuse in net/http). A
+// connection that comes while the server restarts may be one that it does not wait for: that one may be ended.
 func talkHTTP(c *client, id int, over *atomic.Bool, received *atomic.Int64) error {
 	mine := &watched{client: c}
 	transport := &http.Transport{MaxConnsPerHost: 1, ExpectContinueTimeout: patience, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		if !mine.closed.Swap(false) {
 			return mine, nil
 		}
-		if mine.ended.Load() {
+		if mine.ended.Load() && mine.client == c {
 			return nil, errors.New("the server has ended its connection")
 		}
 		again, err := net.Dial("tcp", c.RemoteAddr().String())
@@ -170,7 +171,7 @@ func talkHTTP(c *client, id int, over *atomic.Bool, received *atomic.Int64) erro
 			return fmt.Errorf("kind %d: %w", kind, err)
 		}
 		got, err := io.ReadAll(answer.Body)
-		if answer.Close {
+		if answer.Close && mine.client == c {
 			return errors.New("it is told to come again")
 		}
 		if kind == 1 { // it may have had to dial for this one
@@ -569,7 +570,8 @@ func TestBadRequests(t *testing.T) {
 	}{
 		"nonsense":                     {"\x16\x03\x01 nonsense\r\n\r\n" + smuggled, 400},
 		"nonsense, without an end":     {strings.Repeat("x", 17<<10), 431},
-		"an empty line":                {"\r\n\r\n" + smuggled, 400},
+		"empty lines":                  {"\r\n\r\n" + smuggled, 200}, // RFC 9112, 2.2: not a request, and so there is one
+		"an empty line that is none":   {"\n" + smuggled, 400},
 		"a head over the limit":        {"GET / HTTP/1.1\r\nHost: x\r\nA: " + strings.Repeat("a", 20<<10) + "\r\n\r\n", 431},
 		"many lines over the limit":    {"GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("A: a\r\n", 4<<10) + "\r\n", 431},
 		"no host":                      {"GET / HTTP/1.1\r\n\r\n" + smuggled, 400},
@@ -846,12 +848,130 @@ func TestChatSlowReader(t *testing.T) {
 	slow.hears(ws.OpText, "still here")
 }
 
+// TestChatDeaf: one who reads nothing at all, so that its session cannot even see how far behind it is, is ended after
+// -patience, also when it has moved.
+func TestChatDeaf(t *testing.T) {
+	t.Parallel()
+	path := meetingPlace(t)
+	server := webStep.first(t, path, args("-patience", "1s"))
+	quick, never := dialChat(t, server.addr()), dialChat(t, server.addr())
+	never.stream.(*net.TCPConn).SetReadBuffer(64 << 10)
+	inode, text := never.inode(), string(xs(1<<20))
+	for n := range 8 { // more than the kernel holds
+		quick.sends(frame(ws.OpText, true, []byte(text)))
+		quick.hears(ws.OpText, text)
+		if n == 6 {
+			server = webStep.next(t, path, server.addr(), args("-patience", "1s")).listens()
+		}
+	}
+	eventually(t, "it is ended", func() bool { return !server.has(inode) })
+	quick.sends(frame(ws.OpText, true, []byte("not disturbed")))
+	quick.hears(ws.OpText, "not disturbed")
+}
+
+// TestChatFile: what is done to the chat's file from outside. Nobody hears anything wrong, and the server lives: who can
+// not read on is told to come again, and whoever comes then talks.
+func TestChatFile(t *testing.T) {
+	t.Parallel()
+	for what, do := range map[string]func(file string) error{
+		"removed":              os.Remove,
+		"emptied":              func(file string) error { return os.Truncate(file, 0) },
+		"shorter":              func(file string) error { return os.Truncate(file, 30) },
+		"removed and replaced": func(file string) error { return errors.Join(os.Remove(file), os.WriteFile(file, nil, 0o600)) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			path := meetingPlace(t)
+			server := webStep.first(t, path)
+			w := dialChat(t, server.addr())
+			w.sends(frame(ws.OpText, true, []byte("hello, everybody")))
+			w.hears(ws.OpText, "hello, everybody")
+			if err := do(path + ".room"); err != nil {
+				t.Fatal(err)
+			}
+			young := webStep.next(t, path, server.addr()).listens()
+			server.exits(0)
+			// Who has a file that nobody else has may still hear itself, and another one nothing.
+			again := dialChat(t, server.addr())
+			again.sends(frame(ws.OpText, true, []byte("again")))
+			again.hears(ws.OpText, "again")
+			w.hears(ws.OpClose, "\x03\xf4") // 1012
+			w.ended()
+			eventually(t, "a process says so", func() bool { // the old one too, if it has seen it
+				return strings.Contains(server.err.String()+young.err.String(), "is another one, or is shorter")
+			})
+		})
+	}
+	t.Run("locked", func(t *testing.T) { // as by a process that is stopped
+		t.Parallel()
+		path := meetingPlace(t)
+		server := webStep.first(t, path)
+		says, hears := dialChat(t, server.addr()), dialChat(t, server.addr())
+		file, err := unix.Open(path+".room", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(file)
+		if err := unix.Flock(file, unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+		says.sends(frame(ws.OpText, true, []byte("hello")))
+		server.logged(`is locked`)
+		hears.sends(frame(ws.OpPing, true, []byte("?")))
+		hears.hears(ws.OpPong, "?")
+		if err := unix.Flock(file, unix.LOCK_UN); err != nil {
+			t.Fatal(err)
+		}
+		says.hears(ws.OpText, "hello")
+		hears.hears(ws.OpText, "hello")
+	})
+	t.Run("overwritten", func(t *testing.T) {
+		t.Parallel()
+		path := meetingPlace(t)
+		server := webStep.first(t, path)
+		w, other := dialChat(t, server.addr()), dial(t, server.addr())
+		if err := os.WriteFile(path+".room", []byte("a letter to my aunt, which has some pages"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.hears(ws.OpClose, "\x03\xf3") // 1011
+		w.ended()
+		other.posted("not disturbed")
+		webStep.start(t, args("-addr", "", "-control", path)).fails(`is no chat`)
+		other.posted("not disturbed")
+	})
+	t.Run("another program's", func(t *testing.T) {
+		t.Parallel()
+		path := meetingPlace(t)
+		if err := os.WriteFile(path+".room", []byte("a letter to my aunt, which has some pages"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		webStep.start(t, args("-addr", "127.0.0.1:0", "-control", path)).fails(`is no chat`)
+		if got := string(read(t, path+".room")); !strings.HasPrefix(got, "a letter") {
+			t.Errorf("it has become %q", got)
+		}
+	})
+	t.Run("of an earlier server", func(t *testing.T) {
+		t.Parallel()
+		path := meetingPlace(t)
+		server := webStep.first(t, path)
+		w := dialChat(t, server.addr())
+		w.sends(frame(ws.OpText, true, xs(1<<20)))
+		w.hears(ws.OpText, string(xs(1<<20)))
+		server.kill()
+		webStep.first(t, path)
+		if info, err := os.Stat(path + ".room"); err != nil || info.Size() > 1<<10 {
+			t.Errorf("%v, %v: want it empty", info, err)
+		}
+	})
+}
+
 // TestOtherSites: a page of another site opens no WebSocket here, and restarts nothing.
 func TestOtherSites(t *testing.T) {
 	t.Parallel()
 	server := webStep.first(t, meetingPlace(t))
 	for _, request := range []string{
 		"GET /chat HTTP/1.1\r\nHost: test\r\nOrigin: http://evil.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+		"GET /chat HTTP/1.1\r\nHost: test\r\nOrigin: null\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
 		"POST /restart HTTP/1.1\r\nHost: test\r\nOrigin: http://evil.test\r\nContent-Length: 0\r\n\r\n",
 	} {
 		c := dial(t, server.addr())

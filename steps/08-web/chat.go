@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
 )
 
 // maxMessage is how long a message may be, all of its fragments together.
@@ -33,10 +34,16 @@ type chat struct {
 }
 
 // serveChat begins. A page of another site could use its visitor's address and cookies here: browsers say where
-// the page is from.
+// the page is from, or "null". Who is no browser says nothing.
 func serveChat(w http.ResponseWriter, r *http.Request) {
-	if origin, err := url.Parse(r.Header.Get("Origin")); err != nil || origin.Host != "" && origin.Host != r.Host {
+	origin := r.Header.Get("Origin")
+	if from, err := url.Parse(origin); origin != "" && (err != nil || from.Host != r.Host) {
 		http.Error(w, "a page of another site", http.StatusForbidden)
+		return
+	}
+	end, err := chatRoom.end()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	c, _, _, err := ws.UpgradeHTTP(r, w)
@@ -44,7 +51,10 @@ func serveChat(w http.ResponseWriter, r *http.Request) {
 		return // it has said so
 	}
 	x := c.(*exchange)
-	x.Chat = &chat{Reader: reader{At: chatRoom.end.Load()}} // what is said from now on
+	// While its client reads nothing at all, a session waits in write, and step is not called. So the kernel ends it:
+	// tcp(7). That is the socket's, and travels with it.
+	_ = unix.SetsockoptInt(x.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience.Milliseconds()))
+	x.Chat = &chat{Reader: end} // what is said from now on
 	x.Close()
 }
 
@@ -109,7 +119,8 @@ func (c *chat) receive(s *session) bool {
 
 // fail has the connection closed, when its client has heard what it has said before.
 func (c *chat) fail(code ws.StatusCode) (more bool) {
-	c.Code, c.Last = code, chatRoom.end.Load()
+	end, _ := chatRoom.end() // if it fails, so does what is read, and closes it too
+	c.Code, c.Last = code, end.At
 	return false
 }
 
@@ -154,7 +165,7 @@ func (c *chat) send(s *session) bool {
 		}
 		some, err := chatRoom.read(&c.Reader)
 		if err != nil && between {
-			c.Code, c.Last = ws.StatusPolicyViolation, 0
+			c.Code, c.Last = closeCode(err), 0
 			continue
 		} else if err != nil { // within a frame nothing else can be said
 			s.Chat, s.Bye = nil, &farewell{}
@@ -166,6 +177,17 @@ func (c *chat) send(s *session) bool {
 		s.say(some)
 	}
 	return len(s.Out) > 0 || s.Bye != nil
+}
+
+// closeCode is what a client is told that cannot read on.
+func closeCode(err error) ws.StatusCode {
+	switch {
+	case errors.Is(err, errBehind):
+		return ws.StatusPolicyViolation
+	case errors.Is(err, errOther):
+		return 1012 // "service restart": the registry of RFC 6455, 11.7
+	}
+	return ws.StatusInternalServerError
 }
 
 // frame says a frame. A control frame is short enough that this cannot fail.

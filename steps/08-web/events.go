@@ -37,8 +37,11 @@ func serveEvents(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer x.Close()
-	last, _ := strconv.ParseInt(r.Header.Get("Last-Event-ID"), 10, 64) // 0 if it says nothing
-	x.Event = &events{Next: last + 1, Due: time.Now()}
+	last, err := strconv.ParseUint(r.Header.Get("Last-Event-ID"), 10, 62)
+	if err != nil {
+		last = 0 // it says nothing, or nonsense
+	}
+	x.Event = &events{Next: int64(last) + 1, Due: time.Now()}
 	io.WriteString(x, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n")
 }
 
@@ -54,16 +57,4 @@ func (e *events) step(s *session) bool {
 		time.AfterFunc(time.Until(e.Due), func() { _ = s.wake() }) // it may have moved: there it has another alarm
 	}
 	return len(s.Out) > 0
-}
-
-// hijack takes the connection from net/http, for a mode. The caller closes the exchange when the mode is set.
-func hijack(w http.ResponseWriter, r *http.Request) (*exchange, error) {
-	if r.Method != http.MethodGet { // such as HEAD
-		return nil, fmt.Errorf("GET, not %s", r.Method)
-	}
-	c, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		return nil, err
-	}
-	return c.(*exchange), nil
 }

@@ -2,19 +2,21 @@
 
 package main
 
-// net/http over one request. To copy: this file, with request.go, session.go and socket.go. What it is given
-// is a net.Conn that begins with a request and ends behind the answer. It reads no further, and so there is
-// nothing in its hands when it is done.
+// net/http over one request. To copy: this file, web.go and request.go, with those of step 07 and a state of
+// your own. What net/http is given is a net.Conn that begins with a request and ends behind the answer. It
+// reads no further, and so there is nothing in its hands when it is done.
 //
-//	exchange    answers one request, in the session's goroutine, and returns when the session is its own again
+//	answerOne   has one request answered, in the session's goroutine, and returns when the session is its own again
 //	web         is the http.Server: set its Handler, and call web.Serve(exchanges) before anybody connects
 //	leave       is for the old process, when the next one has everything
+//	hijack      takes the connection from net/http, for a mode
 //
 // Meanwhile the session waits, and cannot stand still. The handler goes on where it is; when it has
 // returned, the session moves, with as much of the answer as its client has not read.
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -26,19 +28,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exchange is one request and its answer: the net.Conn. It has the session until it is closed, and with it In
-// and Out. Read and Write may be called at the same time, but each by one goroutine, as net/http does.
+// exchange is one request and its answer: the net.Conn. Until that is closed, the session waits, and its In and Out
+// are the exchange's. Read and Write may be called at the same time, but each by one goroutine, as net/http does.
 type exchange struct {
 	*session
 	ending
-	kept   atomic.Bool   // net/http would read the next request
-	enough chan struct{} // net/http wants to read no more: a Read that waits returns
-	closed func()
+	kept   atomic.Bool   // net/http has answered, and would read the next request: StateIdle comes before it does
+	enough chan struct{} // net/http wants to read no more: a Read that waits behind the request returns
+	closed func()        // closes over, once
 	over   chan struct{}
 }
 
-// exchange has net/http answer the request that has been read up to its end e, as far as it has come.
-func (s *session) exchange(e ending) {
+// answerOne has net/http answer the request that has been read up to its end e, as far as it has come.
+func (s *session) answerOne(e ending) {
 	x := &exchange{session: s, ending: e, enough: make(chan struct{}, 1), over: make(chan struct{})}
 	x.closed = sync.OnceFunc(func() { close(x.over) })
 	if s.remote == nil {
@@ -83,6 +85,19 @@ var leaving atomic.Bool
 func leave() {
 	leaving.Store(true)
 	web.SetKeepAlivesEnabled(false)
+}
+
+// hijack takes the connection from net/http, for a mode. The caller closes the exchange when the mode is set.
+func hijack(w http.ResponseWriter, r *http.Request) (*exchange, error) {
+	if r.Method != http.MethodGet { // such as HEAD
+		w.Header().Set("Allow", http.MethodGet)
+		return nil, fmt.Errorf("GET, not %s", r.Method)
+	}
+	c, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, err
+	}
+	return c.(*exchange), nil
 }
 
 // Read reads the request, and not a byte more. Behind its end net/http reads to learn that the client has
@@ -163,7 +178,7 @@ func (x *exchange) Close() error {
 // be lost at a standstill: session.go.
 func (x *exchange) SetReadDeadline(t time.Time) error {
 	if time.Until(t) > 0 {
-		return os.ErrNoDeadline
+		return http.ErrNotSupported
 	}
 	select { // there is room for one
 	case <-x.enough:
@@ -175,10 +190,17 @@ func (x *exchange) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-func (x *exchange) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
-func (x *exchange) SetDeadline(t time.Time) error    { return x.SetReadDeadline(t) }
-func (x *exchange) LocalAddr() net.Addr              { return x.local }
-func (x *exchange) RemoteAddr() net.Addr             { return x.remote }
+// SetWriteDeadline can only say that there is none.
+func (x *exchange) SetWriteDeadline(t time.Time) error {
+	if t.IsZero() {
+		return nil
+	}
+	return http.ErrNotSupported
+}
+
+func (x *exchange) SetDeadline(t time.Time) error { return x.SetReadDeadline(t) }
+func (x *exchange) LocalAddr() net.Addr           { return x.local }
+func (x *exchange) RemoteAddr() net.Addr          { return x.remote }
 
 // address is a socket's address, or none if its client has gone.
 func address(a unix.Sockaddr, _ error) net.Addr {
@@ -186,7 +208,11 @@ func address(a unix.Sockaddr, _ error) net.Addr {
 	case *unix.SockaddrInet4:
 		return &net.TCPAddr{IP: a.Addr[:], Port: a.Port}
 	case *unix.SockaddrInet6:
-		return &net.TCPAddr{IP: a.Addr[:], Port: a.Port}
+		zone := "" // of a link-local address: the interface
+		if i, err := net.InterfaceByIndex(int(a.ZoneId)); err == nil {
+			zone = i.Name
+		}
+		return &net.TCPAddr{IP: a.Addr[:], Port: a.Port, Zone: zone}
 	}
 	return &net.TCPAddr{}
 }

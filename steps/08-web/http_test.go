@@ -4,9 +4,11 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -26,8 +28,14 @@ var serveOnce = sync.OnceFunc(func() {
 			return // the client sees it
 		}
 		defer c.Close()
+		// Libraries begin with taking back what net/http may have set, and give up if that fails.
+		if c.SetDeadline(time.Time{}) != nil || c.SetReadDeadline(time.Time{}) != nil || c.SetWriteDeadline(time.Time{}) != nil ||
+			!errors.Is(c.SetWriteDeadline(time.Now().Add(time.Hour)), errors.ErrUnsupported) {
+			return
+		}
 		io.Copy(c, c)
 	})
+	mux.HandleFunc("GET /chat", serveChat)
 	web.Handler = mux
 	go web.Serve(exchanges)
 })
@@ -93,5 +101,40 @@ func TestHijacked(t *testing.T) {
 	c.CloseWrite()
 	if rest, err := io.ReadAll(in); len(rest) > 0 || err != nil {
 		t.Errorf("got %q, %v; want the end", rest, err)
+	}
+}
+
+// TestChatLeft: a chat that has ended is forgotten, also if nobody says anything any more.
+func TestChatLeft(t *testing.T) {
+	if err := chatRoom.open(filepath.Join(t.TempDir(), "room")); err != nil {
+		t.Fatal(err)
+	}
+	here := func() int {
+		chatRoom.mu.Lock()
+		defer chatRoom.mu.Unlock()
+		return len(chatRoom.here)
+	}
+	for _, leave := range []func(c *net.TCPConn){
+		func(c *net.TCPConn) { c.Close() },
+		func(c *net.TCPConn) { c.CloseWrite() },
+		func(c *net.TCPConn) { c.SetLinger(0); c.Close() },
+	} {
+		c := served(t)
+		io.WriteString(c, "GET /chat HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+		if answer, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || answer.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatalf("%v, %v", answer, err)
+		}
+		for late := time.Now().Add(time.Minute); here() == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(late) {
+				t.Fatal("it is not in the room")
+			}
+		}
+		leave(c)
+		for late := time.Now().Add(time.Minute); here() > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(late) {
+				t.Fatal("it is remembered")
+			}
+		}
 	}
 }

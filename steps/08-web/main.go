@@ -33,9 +33,12 @@ import (
 	"flag"
 	"fmt"
 	"log"
+	"net"
 	"os"
 	"strings"
 	"time"
+
+	"github.com/mdlayher/socket"
 )
 
 func main() {
@@ -44,12 +47,16 @@ func main() {
 	drain := flag.Duration("drain", 30*time.Second, "how long clients that cannot move are served when another process has taken over")
 	timeout := flag.Duration("timeout", time.Second, "how long another process may take to say what it wants, and to answer an offer")
 	batch := flag.Int("batch", 128, fmt.Sprintf("how many `connections` move at once: 1 to %d; fewer stand still for a shorter time, more move faster", maxSockets))
-	flag.DurationVar(&patience, "patience", patience, "how long a client may take for a request's head")
+	flag.DurationVar(&patience, "patience", patience, "how long a client may take for a request, without a body of more than 16 KiB or of unknown length")
 	demo := flag.Bool("demo", false, "restart a server under load, and check what its clients receive")
 	flag.Parse()
 	start("server")
 	if *batch < 1 || *batch > maxSockets {
 		log.Printf("-batch %d: 1 to %d connections can move at once", *batch, maxSockets)
+		os.Exit(2)
+	}
+	if patience <= 0 {
+		log.Printf("-patience %v: a request takes some time to come", patience)
 		os.Exit(2)
 	}
 	path, err := controlPath(*control, "08-web")
@@ -72,13 +79,20 @@ func main() {
 // cannot move when the next one has taken over.
 func run(addrs, path string, drain, timeout time.Duration, batch int) error {
 	come := catchSignals()
-	if err := chatRoom.open(path + ".room"); err != nil {
-		return err
-	}
 	web.Handler = handler()
 	go web.Serve(exchanges)
 	s := newServer(batch)
-	all, err := begin(addrs, path, (&taker{server: s}).takeOver)
+	all, err := begin(addrs, path, func(c *socket.Conn, addrs, path string, inherited []*net.TCPListener) (*everything, error) {
+		if err := chatRoom.open(path + ".room"); err != nil { // before the first chat comes
+			return nil, err
+		}
+		return (&taker{server: s}).takeOver(c, addrs, path, inherited)
+	})
+	if err == nil && all.totals.Generation == 1 {
+		if err = chatRoom.open(path + ".room"); err == nil {
+			err = chatRoom.clear()
+		}
+	}
 	if err != nil {
 		if n := s.count(); n > 0 { // they have moved here before it went wrong
 			log.Printf("%v; serving connections to their end: %d", err, n)

@@ -27,6 +27,7 @@ func handler() http.Handler {
 	mux.HandleFunc("GET /events", serveEvents)
 	mux.HandleFunc("GET /chat", serveChat)
 	mux.HandleFunc("GET /who", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(map[string]any{"pid": os.Getpid(), "generation": generation.Load(), "client": r.RemoteAddr})
 	})
 	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) {

@@ -2,9 +2,10 @@
 
 package main
 
-// Where a request ends. To copy: this file. Who is wrong here takes a part of one request for another
-// one: that is request smuggling. So net/http itself reads the head, and what it makes of the body counts:
-// a connection is used again only if it is content with the request, and has read it to the same end.
+// Where a request ends. To copy: this file, web.go and http.go, with those of step 07 and a state of your
+// own. Who is wrong here takes a part of one request for another one: that is request smuggling. So net/http
+// itself reads the head, and what it makes of the body counts: a connection is used again only if it is
+// content with the request, and has read it to the same end.
 //
 //	endOf       what a request is, as soon as its head is here
 //	own         how many of the bytes that have come are its own; who takes some subtracts them from left
@@ -21,7 +22,7 @@ import (
 type ending struct {
 	left int64 // so many of those to come are its own, whatever they are
 	then part  // and behind them comes this
-	last bool  // whatever comes behind it is not believed
+	last bool  // whatever comes behind it is not believed, although net/http does, and has not said Connection: close
 }
 
 type part int

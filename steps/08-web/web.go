@@ -2,11 +2,13 @@
 
 package main
 
-// What a session does here: it is between two requests, in one, or in a mode. To copy: this file, with
-// http.go. net/http answers requests, and never has the connection: between two of them it owns nothing, and
-// within one this process does not let go of the session.
+// What a session does here: it is between two requests, in one, or in a mode. To copy: this file, http.go
+// and request.go, with those of step 07 and a state of your own. net/http answers requests, and never has
+// the connection: between two of them it owns nothing, and within one this process does not let go of the
+// session.
 
 import (
+	"bytes"
 	"sync/atomic"
 	"time"
 )
@@ -14,8 +16,12 @@ import (
 // mode is what a session does that is no exchange of requests any more. Its state is in its exported
 // fields, and so it goes on elsewhere.
 type mode interface {
-	// step takes what it can use from In, puts into Out what there is to say, and reports whether that
-	// is something. It waits for nothing.
+	// step takes what it can use from In (which must become less, as a full one ends the session), puts into
+	// Out what there is to say, and reports whether there is more to do before the client says something. It
+	// waits for nothing. It is called when something has come, when all of Out is written, after wake, and at
+	// times for no reason. When nothing more will come (Ended), it must come to report false.
+	//
+	// To end, it takes itself from the state, puts s.Bye = &farewell{} there, and reports true.
 	step(s *session) bool
 }
 
@@ -31,6 +37,9 @@ func (s *session) answer(requests *atomic.Uint64) bool {
 	if m := s.mode(); m != nil {
 		return m.step(s)
 	}
+	for bytes.HasPrefix(s.In, []byte("\r\n")) { // some send it behind a body: RFC 9112, 2.2
+		s.In = shrink(s.In, 2)
+	}
 	e, here := endOf(s.In)
 	if here {
 		s.Until = time.Time{}
@@ -42,7 +51,7 @@ func (s *session) answer(requests *atomic.Uint64) bool {
 	}
 	if here {
 		requests.Add(1)
-		s.exchange(e)
+		s.answerOne(e)
 	}
 	return here
 }
@@ -61,6 +70,13 @@ func (s *session) wake() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.conn.SetDeadline(past) // serve goes on, if the session has not been asked to stand still
+}
+
+// gone reports whether the connection has ended.
+func (s *session) gone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
 }
 
 // farewell is the mode of a session that has said all. It does not close at once: what its client is still
