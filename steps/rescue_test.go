@@ -3,6 +3,7 @@
 package steps
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -264,7 +265,7 @@ func (p *process) spare() (pid int) {
 	p.t.Helper()
 	keeper, server := p.reign(1)
 	eventually(p.t, "there is a spare server", func() bool {
-		for _, line := range regexp.MustCompile(`(?m)^server\[(\d+)\]: waiting$`).FindAllStringSubmatch(p.err.String(), -1) {
+		for _, line := range regexp.MustCompile(`(?m)^server\[(\d+)\]: ready$`).FindAllStringSubmatch(p.err.String(), -1) {
 			if number, _ := strconv.Atoi(line[1]); number != server && number != keeper && unix.Kill(number, 0) == nil {
 				pid = number
 			}
@@ -525,6 +526,84 @@ func TestRescueTwoBad(t *testing.T) {
 			c.ended()
 		}
 		good.echoed("still here")
+	})
+}
+
+// TestRescueInnocents: clients whose lines take long, beside others that kill one server after the other:
+// nobody is cut off for what another one has done.
+func TestRescueInnocents(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		p := s.old(t, "", neverHangs())
+		var stop atomic.Bool
+		var all sync.WaitGroup
+		for range 3 {
+			c := dial(t, p.addr())
+			all.Go(func() {
+				in := bufio.NewReader(c.stream)
+				for !stop.Load() {
+					if _, err := io.WriteString(c.stream, "SLOW\n"); err != nil {
+						t.Error(err)
+						return
+					}
+					if line, err := in.ReadString('\n'); line != "SLOW\n" {
+						t.Errorf("an innocent client: %q and %v", line, err)
+						return
+					}
+				}
+			})
+		}
+		var bad []*client
+		for range rounds(6, 20) { // a new one comes as the last one strikes
+			died := len(p.reigns())
+			c := dial(t, p.addr())
+			c.send("PANIC\n")
+			bad = append(bad, c)
+			p.reign(died + 1)
+		}
+		for _, c := range bad {
+			c.ended()
+		}
+		stop.Store(true)
+		all.Wait()
+	})
+}
+
+// TestRescueChurn: more connections end at once than there is room for messages about it in the keeper's
+// queue, while it has more to say than there is room for in the server's.
+func TestRescueChurn(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		p := s.old(t, "", neverHangs())
+		_, server := p.reign(1)
+		var old, next []*client
+		for range rounds(2, 5) {
+			for range 800 {
+				old = append(old, dial(t, p.addr()))
+			}
+			for _, c := range old {
+				c.echoed("here")
+			}
+			if err := unix.Kill(server, unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			(&process{t: t, pid: server}).stopped()
+			for range 800 {
+				next = append(next, dial(t, p.addr()))
+			}
+			for _, c := range old {
+				c.Close()
+			}
+			if err := unix.Kill(server, unix.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range next {
+				c.echoed("here too")
+				c.Close()
+			}
+			old, next = nil, nil
+		}
+		if n := len(p.reigns()); n != 1 {
+			t.Errorf("servers: %d", n)
+		}
 	})
 }
 

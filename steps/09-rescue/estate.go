@@ -29,7 +29,7 @@ type message struct {
 }
 
 // errGone is that nobody is at the other end any more, and nothing is queued.
-var errGone = errors.New("is gone")
+var errGone = errors.New("its end of the control socket is closed")
 
 // send sends a message with duplicates of fds. It fails if the other process is gone.
 func send(c *socket.Conn, m message, fds ...int) error {
@@ -65,6 +65,9 @@ type estate struct {
 // inherited is what a process has from the start, if another one has started it. The rest is sent.
 func inherited(addr string, patience time.Duration) (estate, error) {
 	m, err := mapMemory(atMemory)
+	if err != nil {
+		err = fmt.Errorf("%w (-role is for the program itself to use)", err)
+	}
 	return estate{addr, patience, atListener, m, map[int]int{}}, err
 }
 

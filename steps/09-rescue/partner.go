@@ -44,7 +44,7 @@ func startPartner(memory, listener int, args ...string) (*partner, error) {
 	self, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {
 		unix.Close(pair[0])
-		return nil, fmt.Errorf("pidfd_open: %w: it needs Linux 5.3", err)
+		return nil, fmt.Errorf("pidfd_open: %w (ENOSYS: it needs Linux 5.3; EMFILE: raise ulimit -n)", err)
 	}
 	defer unix.Close(self)
 	pidfd := -1
