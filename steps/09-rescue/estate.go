@@ -3,7 +3,9 @@
 package main
 
 // All that one process leaves to another, and the messages that carry it. The keeper gives it to a
-// server, and a server to a new keeper: the same, so that either can lose the other.
+// server, and a server to a new keeper: the same, so that either can lose the other. To copy: with what
+// serve.go names. It promises that nothing is used before it is checked, and leaves descriptors after an
+// error to a process that is about to end, or to kill the sender.
 
 import (
 	"encoding/json"

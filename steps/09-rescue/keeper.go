@@ -3,7 +3,9 @@
 package main
 
 // The keeper: it accepts, has a descriptor of everything, and starts one server after the other. It does
-// nothing with a client's bytes, so no client can do anything to it.
+// nothing with a client's bytes, so no client can do anything to it. To copy: with what serve.go names. It
+// promises that its death closes no connection, unless the server is dead too. It takes the process over:
+// SIGINT and SIGTERM end it, and its servers with it, by os.Exit.
 
 import (
 	"context"
@@ -141,7 +143,9 @@ func (k *keeper) keepOne(child int) {
 			case k.turn <- struct{}{}:
 				k.with(p, false)
 			case <-p.dead:
+				k.mu.Lock() // not while this process is ending
 				p.fence()
+				k.mu.Unlock()
 				err = fmt.Errorf("spare server pid %d has ended", p.pid)
 			}
 		}

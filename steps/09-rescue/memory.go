@@ -98,8 +98,9 @@ type ring []byte
 
 // piece returns the bytes from one position to another, or as many of them as lie side by side.
 func (r ring) piece(from, to uint64) []byte {
-	at := from % ringSize
-	return r[at:min(at+to-from, ringSize)]
+	size := uint64(len(r))
+	at := from % size
+	return r[at:min(at+to-from, size)]
 }
 
 // line returns the line that begins at a position, with its newline, or if it is not whole what there is

@@ -3,7 +3,8 @@
 package main
 
 // Another process of this program: to start it, and to see to it that it is dead. To copy: this file
-// and socket.go, with golang.org/x/sys/unix and github.com/mdlayher/socket.
+// and socket.go, with golang.org/x/sys/unix and github.com/mdlayher/socket. It promises that after fence
+// nothing of the other process runs. It starts /proc/self/exe, with descriptors 3 to 6.
 
 import (
 	"fmt"

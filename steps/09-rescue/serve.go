@@ -2,7 +2,10 @@
 
 package main
 
-// The server: it takes what the keeper has, serves it, and gives it to the next keeper.
+// The server: it takes what the keeper has, serves it, and gives it to the next keeper. To copy: with
+// keeper.go, estate.go, partner.go, memory.go, counters.go, fdpass.go, socket.go and process.go. It promises
+// that whatever kills it, the next one goes on with each connection, if your echo can (work.go). It takes
+// the process over: it ignores SIGINT, and has the descriptors 3 to 6 from the keeper.
 
 import (
 	"errors"
@@ -24,7 +27,7 @@ type server struct {
 	alone     sync.RWMutex  // held for writing while a line is worked on that has its last chance
 	hasEstate bool          // the keeper has given something, if only that there is nothing
 
-	mu     sync.Mutex // guards what follows, and is never held by one who waits for the keeper
+	mu     sync.Mutex // guards what follows, and is not held while this process waits for the keeper
 	keeper *partner
 	estate
 }
