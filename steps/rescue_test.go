@@ -311,7 +311,15 @@ func TestRescueKeepers(t *testing.T) {
 			visits(t, p.addr())
 		}
 		finish()
-		// A keeper that is told to end ends all of it.
+		// A keeper that is told to end ends all of it, also a spare server that is stopped.
+		eventually(t, "there is a spare server", func() bool { return len(group(p.pid)) == 3 })
+		for _, pid := range group(p.pid) {
+			if _, server := p.reign(1); pid != keeper && pid != server {
+				if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 		if err := unix.Kill(keeper, unix.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
@@ -603,6 +611,78 @@ func TestRescueChurn(t *testing.T) {
 		}
 		if n := len(p.reigns()); n != 1 {
 			t.Errorf("servers: %d", n)
+		}
+	})
+}
+
+// TestRescueDescriptors: with too few descriptors nothing begins. With few, clients wait for a slot, and
+// the log says so.
+func TestRescueDescriptors(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		s.start(t, limited(79)).fails("79 descriptors .*at least 80: raise ulimit -n")
+		p := s.old(t, "", neverHangs(), limited(82))
+		var all []*client
+		for range 82 - 64 {
+			all = append(all, dial(t, p.addr()))
+		}
+		last := len(all) - 1
+		for _, c := range all[:last] {
+			c.echoed("hello")
+		}
+		p.logged(`every slot has a connection \(more of them: ulimit -n\): clients wait`)
+		all[last].send("patient\n")
+		all[0].finish("")
+		all[last].expect("patient")
+		_, server := p.reign(1)
+		p.strike(server, unix.SIGKILL)
+		for _, c := range all[1:] {
+			c.echoed("still here")
+		}
+	})
+}
+
+// TestRescueRole: a role is not for the user to choose.
+func TestRescueRole(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		for _, role := range []string{"server", "keeper", "other"} {
+			s.start(t, args("-role", role)).fails("-role is for the program itself to use")
+		}
+	})
+}
+
+// TestRescueUnread: a log that nobody reads holds no rescue up.
+func TestRescueUnread(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer w.Close()
+		p := s.start(t, args("-addr", "127.0.0.1:0"), neverHangs(), func(cmd *exec.Cmd) { cmd.Stderr = w })
+		addr, in := "", bufio.NewScanner(r)
+		for addr == "" && in.Scan() {
+			_, addr, _ = strings.Cut(in.Text(), "listening on ")
+		}
+		c, before := dial(t, addr), group(p.pid)
+		c.echoed("hello")
+		for { // what is in the way of a line is in the way of a byte
+			ready := []unix.PollFd{{Fd: int32(w.Fd()), Events: unix.POLLOUT}}
+			if n, err := unix.Poll(ready, 0); n == 0 && err == nil {
+				break
+			}
+			if _, err := w.Write(make([]byte, 4096)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 3 {
+			for _, pid := range before {
+				if pid != p.pid {
+					_ = unix.Kill(pid, unix.SIGKILL) // the server and the spare one
+				}
+			}
+			c.echoed("still here")
+			before = group(p.pid)
 		}
 	})
 }

@@ -56,6 +56,7 @@ func main() {
 		start("server")
 		err = runServer(*addr, *patience)
 	case *role != "" && *role != "keeper":
+		start("keeper")
 		err = fmt.Errorf("-role %s: there is no such role, and -role is for the program itself to use", *role)
 	default:
 		start("keeper")
