@@ -653,10 +653,11 @@ func TestRescueRole(t *testing.T) {
 // TestRescueUnread: a log that nobody reads holds no rescue up.
 func TestRescueUnread(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		r, w, err := os.Pipe()
-		if err != nil {
+		var pipe [2]int
+		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 			t.Fatal(err)
 		}
+		r, w := os.NewFile(uintptr(pipe[0]), "log"), os.NewFile(uintptr(pipe[1]), "stderr")
 		defer r.Close()
 		defer w.Close()
 		p := s.start(t, args("-addr", "127.0.0.1:0"), neverHangs(), func(cmd *exec.Cmd) { cmd.Stderr = w })
@@ -667,7 +668,7 @@ func TestRescueUnread(t *testing.T) {
 		c, before := dial(t, addr), group(p.pid)
 		c.echoed("hello")
 		for { // what is in the way of a line is in the way of a byte
-			ready := []unix.PollFd{{Fd: int32(w.Fd()), Events: unix.POLLOUT}}
+			ready := []unix.PollFd{{Fd: int32(pipe[1]), Events: unix.POLLOUT}}
 			if n, err := unix.Poll(ready, 0); n == 0 && err == nil {
 				break
 			}
