@@ -3,6 +3,7 @@
 package steps
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -264,7 +265,7 @@ func (p *process) spare() (pid int) {
 	p.t.Helper()
 	keeper, server := p.reign(1)
 	eventually(p.t, "there is a spare server", func() bool {
-		for _, line := range regexp.MustCompile(`(?m)^server\[(\d+)\]: waiting$`).FindAllStringSubmatch(p.err.String(), -1) {
+		for _, line := range regexp.MustCompile(`(?m)^server\[(\d+)\]: ready$`).FindAllStringSubmatch(p.err.String(), -1) {
 			if number, _ := strconv.Atoi(line[1]); number != server && number != keeper && unix.Kill(number, 0) == nil {
 				pid = number
 			}
@@ -310,7 +311,15 @@ func TestRescueKeepers(t *testing.T) {
 			visits(t, p.addr())
 		}
 		finish()
-		// A keeper that is told to end ends all of it.
+		// A keeper that is told to end ends all of it, also a spare server that is stopped.
+		eventually(t, "there is a spare server", func() bool { return len(group(p.pid)) == 3 })
+		for _, pid := range group(p.pid) {
+			if _, server := p.reign(1); pid != keeper && pid != server {
+				if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 		if err := unix.Kill(keeper, unix.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
@@ -525,6 +534,157 @@ func TestRescueTwoBad(t *testing.T) {
 			c.ended()
 		}
 		good.echoed("still here")
+	})
+}
+
+// TestRescueInnocents: clients whose lines take long, beside others that kill one server after the other:
+// nobody is cut off for what another one has done.
+func TestRescueInnocents(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		p := s.old(t, "", neverHangs())
+		var stop atomic.Bool
+		var all sync.WaitGroup
+		for range 3 {
+			c := dial(t, p.addr())
+			all.Go(func() {
+				in := bufio.NewReader(c.stream)
+				for !stop.Load() {
+					if _, err := io.WriteString(c.stream, "SLOW\n"); err != nil {
+						t.Error(err)
+						return
+					}
+					if line, err := in.ReadString('\n'); line != "SLOW\n" {
+						t.Errorf("an innocent client: %q and %v", line, err)
+						return
+					}
+				}
+			})
+		}
+		var bad []*client
+		for range rounds(6, 20) { // a new one comes as the last one strikes
+			died := len(p.reigns())
+			c := dial(t, p.addr())
+			c.send("PANIC\n")
+			bad = append(bad, c)
+			p.reign(died + 1)
+		}
+		for _, c := range bad {
+			c.ended()
+		}
+		stop.Store(true)
+		all.Wait()
+	})
+}
+
+// TestRescueChurn: more connections end at once than there is room for messages about it in the keeper's
+// queue, while it has more to say than there is room for in the server's.
+func TestRescueChurn(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		p := s.old(t, "", neverHangs())
+		_, server := p.reign(1)
+		var old, next []*client
+		for range rounds(2, 5) {
+			for range 800 {
+				old = append(old, dial(t, p.addr()))
+			}
+			for _, c := range old {
+				c.echoed("here")
+			}
+			if err := unix.Kill(server, unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			(&process{t: t, pid: server}).stopped()
+			for range 800 {
+				next = append(next, dial(t, p.addr()))
+			}
+			for _, c := range old {
+				c.Close()
+			}
+			if err := unix.Kill(server, unix.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range next {
+				c.echoed("here too")
+				c.Close()
+			}
+			old, next = nil, nil
+		}
+		if n := len(p.reigns()); n != 1 {
+			t.Errorf("servers: %d", n)
+		}
+	})
+}
+
+// TestRescueDescriptors: with too few descriptors nothing begins. With few, clients wait for a slot, and
+// the log says so.
+func TestRescueDescriptors(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		s.start(t, limited(79)).fails("79 descriptors .*at least 80: raise ulimit -n")
+		p := s.old(t, "", neverHangs(), limited(82))
+		var all []*client
+		for range 82 - 64 {
+			all = append(all, dial(t, p.addr()))
+		}
+		last := len(all) - 1
+		for _, c := range all[:last] {
+			c.echoed("hello")
+		}
+		p.logged(`every slot has a connection \(more of them: ulimit -n\): clients wait`)
+		all[last].send("patient\n")
+		all[0].finish("")
+		all[last].expect("patient")
+		_, server := p.reign(1)
+		p.strike(server, unix.SIGKILL)
+		for _, c := range all[1:] {
+			c.echoed("still here")
+		}
+	})
+}
+
+// TestRescueRole: a role is not for the user to choose.
+func TestRescueRole(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		for _, role := range []string{"server", "keeper", "other"} {
+			s.start(t, args("-role", role)).fails("-role is for the program itself to use")
+		}
+	})
+}
+
+// TestRescueUnread: a log that nobody reads holds no rescue up.
+func TestRescueUnread(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		var pipe [2]int
+		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		r, w := os.NewFile(uintptr(pipe[0]), "log"), os.NewFile(uintptr(pipe[1]), "stderr")
+		defer r.Close()
+		defer w.Close()
+		p := s.start(t, args("-addr", "127.0.0.1:0"), neverHangs(), func(cmd *exec.Cmd) { cmd.Stderr = w })
+		addr, in := "", bufio.NewScanner(r)
+		for addr == "" && in.Scan() {
+			_, addr, _ = strings.Cut(in.Text(), "listening on ")
+		}
+		c, before := dial(t, addr), group(p.pid)
+		c.echoed("hello")
+		for { // what is in the way of a line is in the way of a byte
+			ready := []unix.PollFd{{Fd: int32(pipe[1]), Events: unix.POLLOUT}}
+			if n, err := unix.Poll(ready, 0); n == 0 && err == nil {
+				break
+			}
+			if _, err := w.Write(make([]byte, 4096)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 3 {
+			for _, pid := range before {
+				if pid != p.pid {
+					_ = unix.Kill(pid, unix.SIGKILL) // the server and the spare one
+				}
+			}
+			c.echoed("still here")
+			before = group(p.pid)
+		}
 	})
 }
 

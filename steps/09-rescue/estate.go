@@ -3,7 +3,9 @@
 package main
 
 // All that one process leaves to another, and the messages that carry it. The keeper gives it to a
-// server, and a server to a new keeper: the same, so that either can lose the other.
+// server, and a server to a new keeper: the same, so that either can lose the other. To copy: with what
+// serve.go names. It promises that nothing is used before it is checked, and leaves descriptors after an
+// error to a process that is about to end, or to kill the sender.
 
 import (
 	"encoding/json"
@@ -29,7 +31,7 @@ type message struct {
 }
 
 // errGone is that nobody is at the other end any more, and nothing is queued.
-var errGone = errors.New("is gone")
+var errGone = errors.New("its end of the control socket is closed")
 
 // send sends a message with duplicates of fds. It fails if the other process is gone.
 func send(c *socket.Conn, m message, fds ...int) error {
@@ -65,6 +67,9 @@ type estate struct {
 // inherited is what a process has from the start, if another one has started it. The rest is sent.
 func inherited(addr string, patience time.Duration) (estate, error) {
 	m, err := mapMemory(atMemory)
+	if err != nil {
+		err = fmt.Errorf("%w (-role is for the program itself to use)", err)
+	}
 	return estate{addr, patience, atListener, m, map[int]int{}}, err
 }
 

@@ -3,7 +3,9 @@
 package main
 
 // The keeper: it accepts, has a descriptor of everything, and starts one server after the other. It does
-// nothing with a client's bytes, so no client can do anything to it.
+// nothing with a client's bytes, so no client can do anything to it. To copy: with what serve.go names. It
+// promises that its death closes no connection, unless the server is dead too. It takes the process over:
+// SIGINT and SIGTERM end it, and its servers with it, by os.Exit.
 
 import (
 	"context"
@@ -22,23 +24,32 @@ import (
 
 const (
 	spareFDs = 64 // descriptors that are not for clients: a rescue needs some
+	fewFDs   = 16 // and with less than that for clients it is not worth it
 	looks    = 8  // so often within the patience the keeper looks whether the server has moved
 	chances  = 3  // so many servers may die of one line
+
+	pause = 100 * time.Millisecond // before a process is started in the place of one that has just been started
 )
 
 type keeper struct {
 	free chan int      // slots
 	turn chan struct{} // whoever has put something in serves
 
-	mu     sync.Mutex              // held while any of what follows is changed or sent
-	estate                         // everything
-	server atomic.Pointer[partner] // who has it too; nil: nobody just now
+	mu       sync.Mutex              // held while any of what follows is changed or sent: a server always receives
+	estate                           // everything
+	server   atomic.Pointer[partner] // who has it too; nil: nobody just now
+	children [2]*partner             // that one and the spare one, whichever is which
 }
 
 // runKeeper serves addr with one server after the other. A keeper that resumes gets everything from
 // the server that has started it.
 func runKeeper(addr string, patience time.Duration, resume bool) (err error) {
 	k := &keeper{free: make(chan int, slots), turn: make(chan struct{}, 1)}
+	var limit unix.Rlimit
+	unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // cannot fail: getrlimit(2)
+	if limit.Cur < spareFDs+fewFDs {
+		return fmt.Errorf("a process may have %d descriptors here, and this one needs at least %d: raise ulimit -n", limit.Cur, spareFDs+fewFDs)
+	}
 	if resume {
 		err = k.takeBack(addr, patience)
 	} else {
@@ -48,16 +59,14 @@ func runKeeper(addr string, patience time.Duration, resume bool) (err error) {
 		return err
 	}
 	exitOnSignal(k.end)
-	var limit unix.Rlimit
-	unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // cannot fail: getrlimit(2)
 	for slot := 1; slot < slots && uint64(slot) < limit.Cur-spareFDs; slot++ {
 		if _, used := k.held[slot]; !used {
 			k.free <- slot
 		}
 	}
 	go k.watch()
-	go k.keepOne(k.server.Load())
-	go k.keepOne(nil)
+	go k.keepOne(0)
+	go k.keepOne(1)
 	return k.acceptAll()
 }
 
@@ -104,34 +113,39 @@ func (k *keeper) takeBack(addr string, patience time.Duration) error {
 	}
 	k.turn <- struct{}{}
 	k.server.Store(server)
+	k.children[0] = server
 	return err
 }
 
-// end ends a keeper that is told to end. A server would start another one, so that goes first.
+// end ends a keeper that is told to end. A server would start another one, so they go first.
 func (k *keeper) end() {
 	k.mu.Lock() // for good: nothing is started or given any more
-	if server := k.server.Load(); server != nil {
-		server.fence()
+	for _, child := range k.children {
+		if child != nil {
+			child.fence()
+		}
 	}
 }
 
 // keepOne keeps one child: a spare server until its turn comes, and then the server. When that has died,
-// it starts another. Two of these make a server and a spare one, whichever is which. A keeper that resumes
-// has a server already.
-func (k *keeper) keepOne(has *partner) {
-	if has != nil {
-		k.with(has, true)
+// it starts another. Two of these make a server and a spare one. A keeper that resumes has a server already.
+func (k *keeper) keepOne(child int) {
+	if server := k.children[child]; server != nil {
+		k.with(server, true)
 	}
 	for {
 		k.mu.Lock()
 		p, err := k.start("server")
+		k.children[child] = p
 		k.mu.Unlock()
 		if err == nil {
 			select {
 			case k.turn <- struct{}{}:
 				k.with(p, false)
 			case <-p.dead:
+				k.mu.Lock() // not while this process is ending
 				p.fence()
+				k.mu.Unlock()
 				err = fmt.Errorf("spare server pid %d has ended", p.pid)
 			}
 		}
@@ -139,7 +153,7 @@ func (k *keeper) keepOne(has *partner) {
 			log.Printf("%v: starting another one", err)
 		}
 		if err != nil || len(k.turn) > 0 { // not at full speed, and not while the next server begins
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(pause)
 		}
 	}
 }
@@ -163,7 +177,7 @@ func (k *keeper) with(server *partner, hasAll bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	server.fence()
-	log.Printf("server pid %d: %v", server.pid, err)
+	log.Printf("server pid %d is dead: %v", server.pid, err)
 	k.server.Store(nil)
 	k.blame()
 	<-k.turn
@@ -200,7 +214,8 @@ func (k *keeper) release(slot int) {
 
 // watch kills a server that stands still: at one look after the other a line is worked on, and it is
 // the same; or the heartbeat has not moved. It counts looks, and not time: when all of us are stopped
-// (Ctrl-Z), nobody looks. It takes no mutex: whoever has that may be waiting for this very server.
+// (Ctrl-Z), nobody looks. It takes no mutex: whoever has that may be waiting for this very server to
+// receive, and this ends the wait.
 func (k *keeper) watch() {
 	var server *partner
 	last, same := make([]uint64, slots), make([]int, slots)
@@ -241,6 +256,8 @@ func (k *keeper) blame() {
 	}
 }
 
+var errFull = errors.New("every slot has a connection (more of them: ulimit -n)")
+
 // acceptAll accepts clients, as long as there are slots, and gives them to the server. Errors are
 // reported and waited out, as in step 01.
 func (k *keeper) acceptAll() error {
@@ -248,7 +265,17 @@ func (k *keeper) acceptAll() error {
 	if err != nil {
 		return err
 	}
-	for reported := (time.Time{}); ; {
+	var reported time.Time
+	report := func(why error) {
+		if time.Since(reported) > time.Minute {
+			reported = time.Now()
+			log.Printf("%v: clients wait in the accept queue until it works again", why)
+		}
+	}
+	for {
+		if len(k.free) == 0 {
+			report(errFull)
+		}
 		slot := <-k.free
 		err := listener.ReadFunc(context.Background(), "accept4", func(listener int) error {
 			k.mu.Lock() // before: if this process dies between accept4 and sendmsg, that client is lost
@@ -266,10 +293,7 @@ func (k *keeper) acceptAll() error {
 		})
 		if err != nil {
 			k.free <- slot
-			if time.Since(reported) > time.Minute {
-				reported = time.Now()
-				log.Printf("%v: clients wait in the accept queue until it works again", err)
-			}
+			report(err)
 			time.Sleep(50 * time.Millisecond)
 		}
 	}

@@ -31,8 +31,12 @@ package main
 
 import (
 	"flag"
+	"fmt"
 	"log"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -42,6 +46,7 @@ func main() {
 	demo := flag.Bool("demo", false, "tell the whole story in one terminal")
 	flag.Parse()
 	*patience = max(*patience, 100*time.Millisecond)
+	log.SetOutput(stderr{})
 	var err error
 	switch {
 	case *demo:
@@ -50,6 +55,9 @@ func main() {
 	case *role == "server":
 		start("server")
 		err = runServer(*addr, *patience)
+	case *role != "" && *role != "keeper":
+		start("keeper")
+		err = fmt.Errorf("-role %s: there is no such role, and -role is for the program itself to use", *role)
 	default:
 		start("keeper")
 		err = runKeeper(*addr, *patience, *role == "keeper")
@@ -57,4 +65,16 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+}
+
+// stderr drops what would have to wait, as when nobody reads from the pipe that it is: a rescue cannot
+// wait for that. A pipe that is writable has room for a line: pipe(7).
+type stderr struct{}
+
+func (stderr) Write(line []byte) (int, error) {
+	ready := []unix.PollFd{{Fd: 2, Events: unix.POLLOUT}}
+	if n, err := unix.Poll(ready, 0); n == 0 && err == nil {
+		return len(line), nil
+	}
+	return os.Stderr.Write(line)
 }

@@ -26,9 +26,9 @@ const (
 	seals    = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 )
 
-// A connection's word says what the server has made of it, and so does the whole of it in one store,
-// so that there is no moment between. Its upper bits are a position: the bytes before it have been
-// decided about. That is where the answer goes on after a death, and the next line begins.
+// A connection's word says what the server has made of it. All of it changes in one store. Its upper
+// bits are a position: the bytes before it have been decided about. That is where the answer goes on after
+// a death, and the next line begins.
 const (
 	busy     = 1 << 0 // the line at that position is being worked on
 	inside   = 1 << 1 // the position is inside a line, whose beginning has been answered
@@ -61,12 +61,19 @@ func createMemory() (memory, error) {
 // mapMemory maps memory, perhaps of another process, if it is as createMemory makes it.
 func mapMemory(fd int) (memory, error) {
 	var stat unix.Stat_t
-	got, _ := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if err := unix.Fstat(fd, &stat); err != nil || got < 0 || got&seals != seals || stat.Size != memSize {
-		return memory{}, fmt.Errorf("shared memory with seals %#x and %d bytes (%v)", got, stat.Size, err)
+	got, err1 := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	err2 := unix.Fstat(fd, &stat)
+	if err := errors.Join(err1, err2); err != nil {
+		return memory{}, fmt.Errorf("descriptor %d is no shared memory: F_GET_SEALS: %w", fd, err)
+	}
+	if got&seals != seals || stat.Size != memSize {
+		return memory{}, fmt.Errorf("shared memory with seals %#x and %d bytes, not %#x and %d", got, stat.Size, seals, memSize)
 	}
 	all, err := unix.Mmap(fd, 0, memSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	return memory{fd, all}, os.NewSyscallError("mmap", err)
+	if err != nil {
+		return memory{}, fmt.Errorf("mmap of %d bytes: %w: is there a limit on address space? (ulimit -v)", memSize, err)
+	}
+	return memory{fd, all}, nil
 }
 
 // word returns a slot's word. The mapping begins at a page, so the word is aligned.
@@ -91,8 +98,9 @@ type ring []byte
 
 // piece returns the bytes from one position to another, or as many of them as lie side by side.
 func (r ring) piece(from, to uint64) []byte {
-	at := from % ringSize
-	return r[at:min(at+to-from, ringSize)]
+	size := uint64(len(r))
+	at := from % size
+	return r[at:min(at+to-from, size)]
 }
 
 // line returns the line that begins at a position, with its newline, or if it is not whole what there is

@@ -3,7 +3,8 @@
 package main
 
 // Another process of this program: to start it, and to see to it that it is dead. To copy: this file
-// and socket.go, with golang.org/x/sys/unix and github.com/mdlayher/socket.
+// and socket.go, with golang.org/x/sys/unix and github.com/mdlayher/socket. It promises that after fence
+// nothing of the other process runs. It starts /proc/self/exe, with descriptors 3 to 6.
 
 import (
 	"fmt"
@@ -44,7 +45,7 @@ func startPartner(memory, listener int, args ...string) (*partner, error) {
 	self, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {
 		unix.Close(pair[0])
-		return nil, fmt.Errorf("pidfd_open: %w: it needs Linux 5.3", err)
+		return nil, fmt.Errorf("pidfd_open: %w (ENOSYS: it needs Linux 5.3; EMFILE: raise ulimit -n)", err)
 	}
 	defer unix.Close(self)
 	pidfd := -1

@@ -45,7 +45,7 @@ type group struct {
 	b             *testing.B
 	addr          string
 	server, spare int // pids
-	waiting       map[int]bool
+	ready         map[int]bool
 	lines         *bufio.Scanner
 }
 
@@ -65,12 +65,12 @@ func startGroup(b *testing.B) *group {
 		io.Copy(io.Discard, out)
 		cmd.Wait()
 	})
-	g := &group{b: b, lines: bufio.NewScanner(out), waiting: map[int]bool{}}
+	g := &group{b: b, lines: bufio.NewScanner(out), ready: map[int]bool{}}
 	g.settle()
 	return g
 }
 
-// settle waits until another server serves, and another spare one waits.
+// settle waits until another server serves, and another spare one is ready.
 func (g *group) settle() {
 	g.b.Helper()
 	before, spare := g.server, 0
@@ -82,13 +82,13 @@ func (g *group) settle() {
 		_, line, _ := strings.Cut(g.lines.Text(), "[")
 		if n, _ := fmt.Sscanf(line, "%d]: server pid %d has everything: connections %d; listening on %s", new(int), &pid, new(int), &g.addr); n == 4 {
 			g.server = pid
-		} else if strings.HasSuffix(line, "]: waiting") {
+		} else if strings.HasSuffix(line, "]: ready") {
 			fmt.Sscanf(line, "%d", &pid)
-			g.waiting[pid] = true
+			g.ready[pid] = true
 		}
-		delete(g.waiting, g.server)
-		delete(g.waiting, g.spare) // the one before, which has been killed or serves
-		for spare = range g.waiting {
+		delete(g.ready, g.server)
+		delete(g.ready, g.spare) // the one before, which has been killed or serves
+		for spare = range g.ready {
 		}
 	}
 	g.spare = spare

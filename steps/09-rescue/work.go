@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
 	"time"
 )
 
@@ -39,7 +38,17 @@ func (s *server) echo(c *os.File, slot int, p progress) error {
 			if !whole && !ended && len(line) < ringSize {
 				break // there is more to come
 			}
-			decided = s.decide(word, line, whole)
+			begins := word.Load()&inside == 0
+			decided += uint64(len(line))
+			s.decide(word, func() uint64 {
+				if begins && whole {
+					work(line)
+				}
+				if whole {
+					return decided * position
+				}
+				return decided*position | inside
+			})
 		}
 		if p.written < decided {
 			continue
@@ -64,28 +73,6 @@ func (s *server) echo(c *os.File, slot int, p progress) error {
 	}
 }
 
-// decide works on the line at a word's position, and returns the position behind it. Only then may the
-// answer be sent. A server that dies in it leaves a busy word: so it is known which line it was about.
-// Where there are several such lines, they are worked on one at a time, so that only one is to blame.
-func (s *server) decide(word *atomic.Uint64, line []byte, whole bool) uint64 {
-	before := word.Load()
-	if before%position >= strike {
-		s.suspects.Lock()
-		defer s.suspects.Unlock()
-	}
-	word.Store(before | busy)
-	if whole && before&inside == 0 {
-		work(line)
-	}
-	after := before/position + uint64(len(line))
-	if whole {
-		word.Store(after * position)
-	} else {
-		word.Store(after*position | inside)
-	}
-	return after
-}
-
 // work is where a real server would find an answer. This one has some bugs, for you to try.
 func work(line []byte) {
 	switch string(bytes.TrimSpace(line)) {
@@ -96,6 +83,8 @@ func work(line []byte) {
 		}
 	case "DEADLOCK":
 		select {}
+	case "SLOW": // not a bug, as long as it is less than the patience
+		time.Sleep(500 * time.Millisecond)
 	case "EAT":
 		_ = make([]byte, 128<<20) // kills a process that has a limit: getrlimit(2), RLIMIT_AS
 	}
