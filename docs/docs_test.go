@@ -15,6 +15,8 @@
 //	<!-- program: 03-scm-rights fdpass.go socket.go -->        the same, beside copies of these files of the step.
 //	                                                           Its last line of output is its comment // Output: ...
 //	<!-- program: 08-web web.go-mode-T.f -->                   a file without these declarations: the program has its own
+//	<!-- program: 10-tls ktls.go -->                           diff: the same, of what it makes of chapter 04's program;
+//	                                                           where the kernel has no TLS, it is only built
 //	<!-- planted: 05 TestStory/04 -->                          text: what that test says (each line, with any numbers)
 //	                                                           once testdata/pitfalls/05.diff is applied
 //

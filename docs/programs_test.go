@@ -21,6 +21,31 @@ func TestPrograms(t *testing.T) {
 	})
 }
 
+// TestChangedPrograms: so are those that a chapter prints as a diff to chapter 04's.
+func TestChangedPrograms(t *testing.T) {
+	base := regexp.MustCompile("(?s)<!-- program: 04-steal [^>]*-->\n```go\n(.*?)```").FindStringSubmatch(read(t, "docs/04-steal.md"))
+	check(t, "diff", func(t *testing.T, b block) (string, error) {
+		files, marked := strings.CutPrefix(b.mark, "program: ")
+		if !marked || !long {
+			return b.text, nil
+		}
+		dir := t.TempDir()
+		write(t, dir, "main.go", base[1])
+		if out, err := runIn(t, dir, b.text, "git", "apply", "-"); err != nil {
+			return b.text, fmt.Errorf("%w: %s", err, out)
+		}
+		program, err := os.ReadFile(filepath.Join(dir, "main.go"))
+		if err != nil {
+			return b.text, err
+		}
+		err = runProgram(t, strings.Fields(files), string(program))
+		if err != nil && !kernelTLS() && strings.Contains(err.Error(), "it printed") { // it was built, and nothing moves
+			err = nil
+		}
+		return b.text, err
+	})
+}
+
 // runProgram builds and runs a program beside files[1:] of the step files[0].
 func runProgram(t *testing.T, files []string, program string) error {
 	dir := t.TempDir()

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"log"
 	"os"
 	"syscall"
 	"unsafe"
@@ -39,22 +38,36 @@ const (
 const (
 	recordAlert     = 21
 	recordHandshake = 22
-	closeNotify     = 0  // an alert's second byte; the first is its level
 	keyUpdate       = 24 // a handshake message's first byte; the next three are its length
 )
 
+// An alert's second byte (RFC 8446, section 6). The first is its level, which says nothing any more.
+const (
+	closeNotify       = 0
+	unexpectedMessage = 10
+	badRecordMAC      = 20
+	internalError     = 80
+	userCanceled      = 90
+)
+
+// maxUseless is how many records in a row may carry no data. crypto/tls gives up after as many.
+const maxUseless = 16
+
+// errTruncated is an end that anybody on the way could have made.
+var errTruncated = fmt.Errorf("%w: the client ended without close_notify, so something may be missing", io.ErrUnexpectedEOF)
+
 // suite is what a cipher suite of TLS 1.3 consists of.
 type suite struct {
-	cipher  uint16           // the kernel's number for it: TLS_CIPHER_AES_GCM_128, ...
+	cipher  uint16           // the kernel's number for it: TLS_CIPHER_...
 	keySize int              // bytes
 	salt    int              // how many of the IV's bytes the kernel wants apart from the others
 	hash    func() hash.Hash // for HKDF
 }
 
 var suites = map[uint16]suite{
-	tls.TLS_AES_128_GCM_SHA256:       {51, 16, 4, sha256.New},
-	tls.TLS_AES_256_GCM_SHA384:       {52, 32, 4, sha512.New384},
-	tls.TLS_CHACHA20_POLY1305_SHA256: {54, 32, 0, sha256.New},
+	tls.TLS_AES_128_GCM_SHA256:       {51, 16, 4, sha256.New},    // ..._AES_GCM_128
+	tls.TLS_AES_256_GCM_SHA384:       {52, 32, 4, sha512.New384}, // ..._AES_GCM_256
+	tls.TLS_CHACHA20_POLY1305_SHA256: {54, 32, 0, sha256.New},    // ..._CHACHA20_POLY1305
 }
 
 // secrets are what all keys of a session are derived from: one for each direction.
@@ -74,7 +87,7 @@ func (s *secrets) expand(secret []byte, label string, size int) []byte {
 	label = "tls13 " + label
 	info := binary.BigEndian.AppendUint16(nil, uint16(size))
 	info = append(append(append(info, byte(len(label))), label...), 0)
-	out, _ := hkdf.Expand(s.hash, secret, string(info), size) // fails for more than 255 hashes at once
+	out, _ := hkdf.Expand(s.hash, secret, string(info), size) // fails for more than 255 hashes, and under FIPS of a short secret
 	return out
 }
 
@@ -109,9 +122,9 @@ func setsockopt(c syscall.Conn, name string, level, option int, value []byte) er
 	})
 }
 
-// conn is a client's connection: accepted (*net.TCPConn) or stolen (*socket.Conn), or one of these
-// with TLS on top.
-type conn interface {
+// clientConn is a client's connection: accepted (*net.TCPConn) or stolen (*socket.Conn), or one of
+// these with TLS on top.
+type clientConn interface {
 	io.ReadWriteCloser
 	syscall.Conn
 	CloseWrite() error
@@ -119,15 +132,20 @@ type conn interface {
 
 // kernelTLS is a connection whose socket has the keys: read(2) and write(2) carry plaintext.
 type kernelTLS struct {
-	conn
+	clientConn
 	secrets *secrets // for a KeyUpdate; nil in a process that never had them
 }
 
 // toKernel moves a session's keys into c's socket, right after the handshake: nothing else has been
 // sent or received yet. Afterwards c and s are the result's, and crypto/tls must not be used on c any
 // more. After an error c is as it was, and crypto/tls can go on: ENOENT if the kernel has no TLS or not
-// this cipher, EINVAL likewise. Or c is closed, if the kernel took the one key and not the other.
-func toKernel(c conn, s *secrets) (*kernelTLS, error) {
+// this cipher, EINVAL likewise. If the kernel took one key and then not the other (ENOMEM, say), c is
+// closed, and whatever goes on with it hears so.
+func toKernel(c clientConn, s *secrets) (*kernelTLS, error) {
+	// Of an empty secret HKDF makes a key as good as any, which the whole world has.
+	if s.hash == nil || len(s.client) != s.hash().Size() || len(s.server) != s.hash().Size() {
+		return nil, errors.New("not the secrets of a session of TLS 1.3")
+	}
 	if err := addTLS(c); err != nil {
 		return nil, err
 	}
@@ -136,7 +154,7 @@ func toKernel(c conn, s *secrets) (*kernelTLS, error) {
 	}
 	if err := s.install(c, "TLS_TX", s.server); err != nil {
 		c.Close()
-		return nil, err
+		return nil, fmt.Errorf("the session ends, as the kernel has one of its keys: %w", err)
 	}
 	return &kernelTLS{c, s}, nil
 }
@@ -154,8 +172,8 @@ func addTLS(c syscall.Conn) error {
 // isKernelTLS checks that fd is a socket with a key for either direction. It asks for the four bytes at
 // the struct's head, version and cipher: whoever asks for all of it is told the key.
 func isKernelTLS(fd int) error {
-	for name, option := range keyOptions {
-		if _, err := unix.GetsockoptInt(fd, unix.SOL_TLS, option); err != nil {
+	for _, name := range []string{"TLS_TX", "TLS_RX"} {
+		if _, err := unix.GetsockoptInt(fd, unix.SOL_TLS, keyOptions[name]); err != nil {
 			return fmt.Errorf("not a TCP socket with TLS in the kernel: %w", os.NewSyscallError("getsockopt "+name, err))
 		}
 	}
@@ -163,22 +181,50 @@ func isKernelTLS(fd int) error {
 }
 
 // Read reads data. It returns io.EOF at close_notify, which it leaves where it is, as the kernel does
-// with a FIN: whoever has the socket next reads it too. An end without one is io.ErrUnexpectedEOF.
+// with a FIN: whoever has the socket next reads it too. An end without one is io.ErrUnexpectedEOF. If the
+// client has broken the rules, it is told so, and the error says how.
 func (c *kernelTLS) Read(b []byte) (int, error) {
-	for {
-		n, err := c.conn.Read(b)
-		switch {
-		case errors.Is(err, io.EOF):
-			return n, fmt.Errorf("%w: the client ended without close_notify, so something may be missing", io.ErrUnexpectedEOF)
-		case errors.Is(err, unix.EBADMSG):
-			return n, fmt.Errorf("%w: a record that nobody with the key has made", err)
-		case !errors.Is(err, unix.EIO): // what read(2) says if the next record is not data
-			return n, err
+	for range 1 + maxUseless {
+		n, err := c.clientConn.Read(b)
+		if errors.Is(err, io.EOF) {
+			return n, errTruncated
+		}
+		if !errors.Is(err, unix.EIO) { // what read(2) says if the next record is not data
+			return n, c.explain(err)
 		}
 		if err := c.control(); err != nil {
 			return 0, err
 		}
 	}
+	return 0, c.fail(unexpectedMessage, errors.New("too many records in a row that are not data"))
+}
+
+// Write writes data. It may be the one to hear of a bad record that has come meanwhile.
+func (c *kernelTLS) Write(b []byte) (int, error) {
+	n, err := c.clientConn.Write(b)
+	return n, c.explain(err)
+}
+
+// explain adds words to what the kernel says of a record that it cannot decrypt.
+func (c *kernelTLS) explain(err error) error {
+	for _, errno := range []unix.Errno{unix.EBADMSG, unix.EINVAL, unix.EMSGSIZE} { // its tag, its header, its length
+		if errors.Is(err, errno) {
+			return c.fail(badRecordMAC, fmt.Errorf("%w: what came is no record of this session", err))
+		}
+	}
+	return err
+}
+
+// fail says goodbye with an alert, so that the client does not take this for a good end. It returns why.
+func (c *kernelTLS) fail(alert byte, why error) error {
+	const fatal = 2
+	_ = borrow(c, func(fd int) error {
+		// Of a wrong tag the kernel tells the next caller once more, and that would be send. This takes it away.
+		_, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		return err
+	})
+	c.send(recordAlert, fatal, alert) // fails if nobody can be told any more
+	return why
 }
 
 // control deals with a record that is not data.
@@ -186,22 +232,25 @@ func (c *kernelTLS) control() error {
 	kind, body, err := c.receive(unix.MSG_PEEK)
 	switch {
 	case err != nil:
-		return err
+		return c.explain(err)
 	case kind == recordAlert && len(body) == 2 && body[1] == closeNotify:
 		return io.EOF
+	case kind == recordAlert && len(body) == 2 && body[1] == userCanceled: // means nothing after the handshake
+		_, _, err := c.receive(0)
+		return err
 	case kind == recordAlert && len(body) == 2:
 		return fmt.Errorf("the client's alert: %w", tls.AlertError(body[1]))
 	case kind == recordHandshake && len(body) == 5 && body[0] == keyUpdate:
 		return c.rekey(body[4] == 1)
 	}
-	return fmt.Errorf("a record of type %d after the handshake: %.8x", kind, body)
+	return c.fail(unexpectedMessage, fmt.Errorf("a record of type %d after the handshake: %.8x", kind, body))
 }
 
 // rekey follows the client to its next key, and if it asks for that changes ours too (RFC 8446,
 // section 4.6.3). That takes Linux 6.14, and the secret that the next one is made of.
 func (c *kernelTLS) rekey(ours bool) error {
 	if c.secrets == nil {
-		return errors.New("KeyUpdate: the client has changed its key, and this process never had the secret that the next one is made of")
+		return c.fail(internalError, errors.New("KeyUpdate: the client has changed its key, and this process never had the secret that the next one is made of"))
 	}
 	if _, _, err := c.receive(0); err != nil {
 		return err
@@ -221,9 +270,8 @@ func (c *kernelTLS) rekey(ours bool) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("KeyUpdate: %w", err)
+		return c.fail(internalError, fmt.Errorf("KeyUpdate: %w", err))
 	}
-	log.Print("KeyUpdate: the kernel has the client's next key")
 	return nil
 }
 
@@ -271,7 +319,7 @@ func (c *kernelTLS) send(kind byte, body ...byte) error {
 // anybody's, and a client takes it for a truncation.
 func (c *kernelTLS) CloseWrite() error {
 	const warning = 1
-	return errors.Join(c.send(recordAlert, warning, closeNotify), c.conn.CloseWrite())
+	return errors.Join(c.send(recordAlert, warning, closeNotify), c.clientConn.CloseWrite())
 }
 
 // Close forgets the secrets with the descriptor.
@@ -279,5 +327,5 @@ func (c *kernelTLS) Close() error {
 	if c.secrets != nil {
 		c.secrets.wipe()
 	}
-	return c.conn.Close()
+	return c.clientConn.Close()
 }

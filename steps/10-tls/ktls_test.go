@@ -264,24 +264,34 @@ type readerConn struct {
 
 func (r readerConn) Read(b []byte) (int, error) { return r.Reader.Read(b) }
 
-// TestBadRecords: what may come instead of data ends the connection with a line that says what it was.
+// none is no alert of TLS 1.3.
+const none = 255
+
+// TestBadRecords: what may come instead of data ends the connection with a line that says what it was, and
+// if that was wrong the client is told, too.
 func TestBadRecords(t *testing.T) {
 	needsKernelTLS(t)
 	for name, bad := range map[string]struct {
 		send func(f *forger)
 		want string
+		told byte // the alert that the client gets
 	}{
-		"close_notify":          {func(f *forger) { f.says(recordAlert, "\x01\x00") }, "EOF"},
-		"an alert":              {func(f *forger) { f.says(recordAlert, "\x02\x2a") }, "the client's alert: tls: bad certificate"},
-		"half an alert":         {func(f *forger) { f.says(recordAlert, "\x02") }, "a record of type 21 after the handshake: 02"},
-		"a truncation":          {func(f *forger) { f.CloseWrite() }, "unexpected EOF: the client ended without close_notify, so something may be missing"},
-		"half a record":         {func(f *forger) { f.Write([]byte{23, 3, 3, 0, 99, 1}); f.CloseWrite() }, "unexpected EOF: the client ended without close_notify, so something may be missing"},
-		"a wrong tag":           {func(f *forger) { f.otherSeal = 1; f.says(23, "x") }, "bad message: "},
-		"no TLS":                {func(f *forger) { f.Write([]byte("GET / HTTP/1.1\r\n\r\n")) }, "invalid argument|message too long|bad message"},
-		"a renegotiation":       {func(f *forger) { f.says(recordHandshake, "\x01\x00\x00\x02\x03\x03") }, "a record of type 22 after the handshake: 010000020303"},
-		"KeyUpdate that is not": {func(f *forger) { f.says(recordHandshake, "\x18\x00\x00\x02\x00\x00") }, "a record of type 22 after the handshake: 180000020000"},
-		"no such type":          {func(f *forger) { f.says(99, "\x01") }, "a record of type 99 after the handshake: 01"},
-		"too long":              {func(f *forger) { f.says(23, strings.Repeat("x", 17<<10)) }, "message too long"},
+		"close_notify":          {func(f *forger) { f.says(recordAlert, "\x01\x00") }, "EOF", none},
+		"an alert":              {func(f *forger) { f.says(recordAlert, "\x02\x2a") }, "the client's alert: tls: bad certificate", none},
+		"half an alert":         {func(f *forger) { f.says(recordAlert, "\x02") }, "a record of type 21 after the handshake: 02", unexpectedMessage},
+		"a truncation":          {func(f *forger) { f.CloseWrite() }, "unexpected EOF: the client ended without close_notify, so something may be missing", none},
+		"half a record":         {func(f *forger) { f.Write([]byte{23, 3, 3, 0, 99, 1}); f.CloseWrite() }, "unexpected EOF: the client ended without close_notify, so something may be missing", none},
+		"a wrong tag":           {func(f *forger) { f.otherSeal = 1; f.says(23, "x") }, "bad message: what came is no record of this session", badRecordMAC},
+		"no TLS":                {func(f *forger) { f.Write([]byte("GET / HTTP/1.1\r\n\r\n")) }, "(invalid argument|message too long|bad message): what came is no record of this session", badRecordMAC},
+		"a renegotiation":       {func(f *forger) { f.says(recordHandshake, "\x01\x00\x00\x02\x03\x03") }, "a record of type 22 after the handshake: 010000020303", unexpectedMessage},
+		"KeyUpdate that is not": {func(f *forger) { f.says(recordHandshake, "\x18\x00\x00\x02\x00\x00") }, "a record of type 22 after the handshake: 180000020000", unexpectedMessage},
+		"no such type":          {func(f *forger) { f.says(99, "\x01") }, "a record of type 99 after the handshake: 01", unexpectedMessage},
+		"too long":              {func(f *forger) { f.says(23, strings.Repeat("x", 17<<10)) }, "message too long: what came is no record of this session", badRecordMAC},
+		"nothing but useless ones": {func(f *forger) {
+			for range maxUseless + 1 {
+				f.says(recordAlert, "\x01\x5a")
+			}
+		}, "too many records in a row that are not data", unexpectedMessage},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server, f := newForger(t)
@@ -291,14 +301,29 @@ func TestBadRecords(t *testing.T) {
 			if _, err := io.ReadFull(server, got); err != nil || string(got) != "good" {
 				t.Fatalf("got %q, %v", got, err)
 			}
-			n, err := server.Read(got)
-			for _, want := range strings.Split(bad.want, "|") {
-				if n == 0 && err != nil && strings.Contains(err.Error(), want) {
-					return
-				}
+			if n, err := server.Read(got); n != 0 || err == nil || !regexp.MustCompile(bad.want+"$").MatchString(err.Error()) {
+				t.Errorf("read %d, %v, want %q", n, err, bad.want)
 			}
-			t.Errorf("read %d, %v, want %q", n, err, bad.want)
+			if bad.told != none {
+				f.hears(recordAlert, "\x02"+string(rune(bad.told)))
+			}
+			server.Close()
 		})
+	}
+}
+
+// TestUserCanceled: what this alert says is over with the handshake, and crypto/tls ignores it.
+func TestUserCanceled(t *testing.T) {
+	needsKernelTLS(t)
+	server, f := newForger(t)
+	for range maxUseless + 1 { // with data between them they are none too many
+		f.says(23, "a")
+		f.says(recordAlert, "\x01\x5a")
+		f.says(23, "b")
+	}
+	f.says(recordAlert, "\x01\x00")
+	if got, err := io.ReadAll(server); string(got) != strings.Repeat("ab", maxUseless+1) || err != nil {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 
@@ -331,6 +356,7 @@ func TestKeyUpdate(t *testing.T) {
 					if err == nil || !strings.Contains(err.Error(), "KeyUpdate: setsockopt TLS_RX: device or resource busy: ") {
 						t.Errorf("read %q, %v", got, err)
 					}
+					f.hears(recordAlert, "\x02\x50")
 					return
 				}
 				if string(got) != "oldnew" || err != nil {
@@ -348,6 +374,7 @@ func TestKeyUpdate(t *testing.T) {
 			if _, err := server.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "this process never had the secret") {
 				t.Error(err)
 			}
+			f.hears(recordAlert, "\x02\x50")
 		})
 	}
 }
@@ -454,6 +481,88 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
+// TestConfigs: whatever the caller's configuration, or the one that it chooses for a client, a session is one
+// of TLS 1.3 without tickets, and its secrets are known. To encrypt with the secrets of nobody would be worse
+// than not at all.
+func TestConfigs(t *testing.T) {
+	config, err := newConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, config := range map[string]*tls.Config{
+		"plain":  config,
+		"chosen": {GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return config, nil }},
+		"not chosen": {Certificates: config.Certificates,
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server, client := tcpPair(t, "tcp4")
+			var log bytes.Buffer
+			c := tls.Client(client, &tls.Config{InsecureSkipVerify: true, KeyLogWriter: &log, ClientSessionCache: tls.NewLRUClientSessionCache(1)})
+			shaken := make(chan error, 1)
+			go func() { shaken <- c.Handshake() }()
+			session, s, err := handshake(server, config)
+			if err := errors.Join(err, <-shaken); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []string{
+				"CLIENT_TRAFFIC_SECRET_0 [0-9a-f]+ " + hex.EncodeToString(s.client) + "\n",
+				"SERVER_TRAFFIC_SECRET_0 [0-9a-f]+ " + hex.EncodeToString(s.server) + "\n",
+			} {
+				if !regexp.MustCompile(want).Match(log.Bytes()) {
+					t.Errorf("the server has %x, %x, and the client %s", s.client, s.server, &log)
+				}
+			}
+			if err := errors.Join(session.CloseWrite(), server.CloseWrite()); err != nil {
+				t.Error(err)
+			}
+			rest, err := io.ReadAll(client) // not through TLS
+			if len(rest) != 5+2+1+16 || err != nil {
+				t.Errorf("behind the handshake come %d bytes, %v, and close_notify has 24", len(rest), err)
+			}
+			server, client = tcpPair(t, "tcp4")
+			go tls.Client(client, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}).Handshake()
+			if _, _, err := handshake(server, config); err == nil || !strings.Contains(err.Error(), "unsupported versions") {
+				t.Errorf("TLS 1.2: %v", err)
+			}
+		})
+	}
+	for name, s := range map[string]*secrets{"no suite": {}, "no secrets": {suite: suites[tls.TLS_AES_128_GCM_SHA256]}} {
+		server, _ := tcpPair(t, "tcp4")
+		if _, err := toKernel(server, s); err == nil || err.Error() != "not the secrets of a session of TLS 1.3" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestTruncation: crypto/tls, if it goes on, takes no FIN for a good end either.
+func TestTruncation(t *testing.T) {
+	config, err := newConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, end := range map[string]func(*tls.Conn) error{
+		"":                   (*tls.Conn).CloseWrite,
+		errTruncated.Error(): func(c *tls.Conn) error { return c.NetConn().(*net.TCPConn).CloseWrite() },
+	} {
+		server, client := tcpPair(t, "tcp4")
+		c := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
+		ended := make(chan error, 1)
+		go func() {
+			_, err := io.WriteString(c, "words")
+			ended <- errors.Join(err, end(c))
+		}()
+		session, _, err := handshake(server, config)
+		if err := errors.Join(err, <-ended); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(session)
+		if string(got) != "words" || (want == "") != (err == nil) || err != nil && err.Error() != want {
+			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+	}
+}
+
 // delayed sends nothing by itself once its reader has read something: what is written goes out with the next
 // but one write, so that the handshake's last record and the first data come together.
 type delayed struct {
@@ -533,7 +642,7 @@ func TestOnward(t *testing.T) {
 		}
 		c.SetDeadline(time.Now().Add(patience))
 		server.Close()
-		server = &kernelTLS{conn: c}
+		server = &kernelTLS{clientConn: c}
 		got := make([]byte, 14)
 		if _, err := io.ReadFull(server, got); err != nil || string(got) != "sent meanwhile" {
 			t.Fatalf("hop %d: got %q, %v", hop, got, err)

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // runOld serves TCP clients, and gives those away that type STEAL.
@@ -43,7 +45,7 @@ func runOld(addr, path string, timeout time.Duration) error {
 		}
 		k, err := toKernel(c, secrets)
 		if err != nil {
-			log.Printf("client %s: %v; crypto/tls goes on", s.Remote, err)
+			log.Printf("client %s cannot move: %v", s.Remote, err)
 			secrets.wipe()
 			serve(userTLS{t, c}, s, func(state) error { return err })
 			return
@@ -87,7 +89,7 @@ func runNew(path string) error {
 			}
 			return fmt.Errorf("the old process %w", err)
 		}
-		t := &kernelTLS{conn: c}
+		t := &kernelTLS{clientConn: c}
 		clients.Go(func() {
 			// The client has waited for an answer since it typed STEAL: that comes first.
 			fmt.Fprintf(t, "* stolen: pid %d -> pid %d\n", old.Pid, os.Getpid()) // serve meets the same error
@@ -102,7 +104,7 @@ func runNew(path string) error {
 var errStolen = errors.New("the new process has it")
 
 // serve echoes one client until it has nothing more to say, or steal has given it away.
-func serve(c conn, s state, steal func(state) error) {
+func serve(c clientConn, s state, steal func(state) error) {
 	defer c.Close()
 	fd, cookie, err := identify(c)
 	log.Printf("client %s -> %s is descriptor %d, cookie %d, with %d bytes read ahead", s.Remote, s.Local, fd, cookie, len(s.Unread))
@@ -112,9 +114,13 @@ func serve(c conn, s state, steal func(state) error) {
 	log.Printf("closing descriptor %d: %v", fd, err)
 	// A stolen connection is only closed: close(2) takes away this process's descriptor, shutdown(2)
 	// would end the connection for the new process too. One that is ours we end for everybody: a
-	// process that was offered it in vain, and sleeps, may still have a descriptor of it.
-	if !errors.Is(err, errStolen) {
+	// process that was offered it in vain, and sleeps, may still have a descriptor of it. Only an end
+	// that is as it should be says close_notify: without it, the client knows that something may be missing.
+	switch {
+	case errors.Is(err, io.EOF):
 		c.CloseWrite() // fails if the client has ended it
+	case !errors.Is(err, errStolen):
+		_ = borrow(c, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }) // as above
 	}
 }
 

@@ -28,7 +28,7 @@ var suitesWithAES []uint16
 //go:linkname suitesWithoutAES crypto/tls.defaultCipherSuitesTLS13NoAES
 var suitesWithoutAES []uint16
 
-// goPair is a session between crypto/tls and a server: likewise, or if kernel with its keys in the kernel.
+// goPair is a session between crypto/tls and a server: plain crypto/tls, or if kernel with its keys there.
 func goPair(t testing.TB, id uint16, kernel bool) (server io.ReadWriter, client *tls.Conn) {
 	t.Helper()
 	defer func(before, alsoBefore []uint16) { suitesWithAES, suitesWithoutAES = before, alsoBefore }(suitesWithAES, suitesWithoutAES)
@@ -41,7 +41,13 @@ func goPair(t testing.TB, id uint16, kernel bool) (server io.ReadWriter, client 
 	client = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
 	shaken := make(chan error, 1)
 	go func() { shaken <- client.Handshake() }()
-	session, keys, err := handshake(s, config)
+	var keys *secrets
+	plain := tls.Server(s, config)
+	if kernel {
+		_, keys, err = handshake(s, config)
+	} else {
+		err = plain.Handshake()
+	}
 	if err := errors.Join(err, <-shaken); err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +56,8 @@ func goPair(t testing.TB, id uint16, kernel bool) (server io.ReadWriter, client 
 	}
 	c.SetDeadline(time.Time{}) // a benchmark takes as long as it takes
 	if !kernel {
-		return session, client
+		s.SetDeadline(time.Time{})
+		return plain, client
 	}
 	k, err := toKernel(s, keys)
 	if err != nil {
@@ -96,14 +103,17 @@ func TestTicketsShiftTheCount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.SessionTicketsDisabled = false
 	s, c := tcpPair(t, "tcp4")
 	client := tls.Client(c, &tls.Config{InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(1)})
 	go client.Handshake() // what fails is missing below
-	_, keys, err := handshake(s, config)
-	if err != nil {
+	keys := &secrets{}
+	config = keys.settings(config)
+	config.SessionTicketsDisabled = false
+	session := tls.Server(&records{Conn: s}, config)
+	if err := session.Handshake(); err != nil {
 		t.Fatal(err)
 	}
+	keys.suite = suites[session.ConnectionState().CipherSuite]
 	server, err := toKernel(s, keys)
 	if err != nil {
 		t.Fatal(err)
