@@ -196,7 +196,7 @@ func TestSignals(t *testing.T) {
 	}
 	t.Run("server", func(t *testing.T) {
 		each(t, func(s step) bool { return !s.meets }, func(t *testing.T, s step) {
-			p := s.old(t, "")
+			p := s.old(t, meetingPlace(t))
 			p.signal(unix.SIGTERM)
 			p.exits(0)
 		})
