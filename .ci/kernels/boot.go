@@ -57,7 +57,7 @@ func (g guest) console() ([]byte, error) {
 	// takes the emulator longer. So does, with highres and nohz, a timer that is set again and again.
 	// ia32_emulation: 32-bit programs, which newer kernels may be told to refuse.
 	// tsc=reliable: the older kernels distrust its clock, and the other one they have is slow.
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "core2duo,+rdrand", "-m", "768",
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "core2duo,+rdrand", "-m", "1024",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none", "-serial", "stdio",
 		"-kernel", g.image, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr highres=off nohz=off tsc=reliable random.trust_cpu=on audit=0 ia32_emulation=on")
