@@ -923,7 +923,7 @@ func TestGivenOnce(t *testing.T) {
 // TestDeafSupervisor: nobody reads the notification socket, and it is full. Takeovers and SIGTERM
 // work all the same.
 func TestDeafSupervisor(t *testing.T) {
-	each(t, restarts, func(t *testing.T, s step) {
+	each(t, drains, func(t *testing.T, s step) {
 		path, supervisor := meetingPlace(t), notified(t)
 		c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: supervisor.path, Net: "unixgram"})
 		if err != nil {
