@@ -3,8 +3,8 @@
 package main
 
 // Many connections in one offer: their sockets, and a sealed memfd with all that user space holds of
-// them. To copy: this file, session.go, fdpass.go and socket.go, and content of give.go. It promises that a batch is what it says, or is
-// refused as a whole, and that its sender cannot change it any more.
+// them. To copy: this file, session.go, fdpass.go and socket.go, and content of give.go. It promises
+// that a batch is what it says, or is refused as a whole, and that its sender cannot change it any more.
 
 import (
 	"bytes"
@@ -22,7 +22,8 @@ const (
 	maxSockets = scmMaxFD - 1 // in one offer: the memfd is one more
 
 	// cutBytes is how many bytes a batch may hold before no other session is put into it, and
-	// maxBytes how many the receiver reads. The difference is much more than one session of echo can hold.
+	// maxBytes how many the receiver reads. The difference is much more than one session of echo can
+	// hold.
 	cutBytes = 1 << 20
 	maxBytes = 16 << 20
 

@@ -111,8 +111,8 @@ type receiver struct {
 	moved   []*session // the connections that it has taken
 }
 
-// offer offers something, and does something else while the new process looks at it. After nil that has
-// it. If it took it in the last moment, the conversation is over, and the next offer fails.
+// offer offers something, with descriptors, which stay the caller's. After nil the new process has it.
+// If that took it in the last moment, the conversation is over, and the next offer fails.
 func (r *receiver) offer(what content, fds ...int) error {
 	_, err := offer(r.Conn, r.peer, r.timeout, func() error {
 		return sendMessage(r.Conn, message{Type: "offer", content: what}, fds...)

@@ -49,8 +49,8 @@ func (s *silent) take(c *session) bool {
 	return true
 }
 
-// remove removes a session, and its socket from the set, where it would be as long as another process
-// has it: epoll(7). The caller holds mu.
+// remove removes a session, and its socket from the set. To close the descriptor would not do that as
+// long as another process has the socket: epoll(7). The caller holds mu.
 func (s *silent) remove(c *session) {
 	if s.take(c) {
 		unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // fails if add has

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// notify tells whoever started this process what it is doing, if it wants to know. It waits for
-// a supervisor that does not read, but not for long, and that is no reason to stop serving.
+// notify tells whoever started this process what it is doing, if it wants to know. It waits at most
+// three seconds for a supervisor that does not read, which is no reason to stop serving.
 func notify(lines ...string) {
 	name := os.Getenv("NOTIFY_SOCKET")
 	if name == "" {
