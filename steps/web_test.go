@@ -236,6 +236,8 @@ func talkChat(c *client, id int, over *atomic.Bool, received *atomic.Int64) erro
 	}
 	random, heard := rand.New(rand.NewSource(int64(id))), map[int]int{}
 	for n := 0; !over.Load(); n++ {
+		// Who is one of many says less, as all of them must hear it: else the machine does nothing but that.
+		time.Sleep(time.Duration(random.Intn(10*len(heard)+1)) * time.Millisecond)
 		text := fmt.Appendf(nil, "%d %d %s", id, n, strings.Repeat("x", 1<<random.Intn(10)))
 		cut := random.Intn(len(text))
 		w.sends(frame(ws.OpText, false, text[:cut]), frame(ws.OpPing, true, []byte("?")), frame(ws.OpContinuation, true, text[cut:]))
@@ -765,7 +767,7 @@ func TestWebSockets(t *testing.T) {
 	random := rand.New(rand.NewSource(1))
 	for i, row := range webSockets {
 		for _, cut := range []bool{false, true} {
-			if cut && !isLong && i%3 != 0 {
+			if cut && (!isLong && i%3 != 0 || testing.Short() && i%9 != 0) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s, restart %v", row.name, cut), func(t *testing.T) {
