@@ -4,8 +4,9 @@
 //
 //	.ci/kernels/run [-update] [-only NAME] [-arch 386] [all | VERSION...]
 //
-// Without a version it takes those that most people have, and in Yama's modes 1 to 3 only the tests
-// of who may take whose descriptors: the others are little different there, and take minutes.
+// Without a version it takes those that most people have, as root all but the suite, and in Yama's modes
+// 1 to 3 only the tests of who may take whose descriptors: the others are little different there, and take
+// minutes.
 //
 // Exit status: 1 if a test failed or something differs; else 2 if a kernel could not be had or did
 // not reach its end, twice.
@@ -165,6 +166,7 @@ func choose(versions []string) ([]kernel, error) {
 type test struct {
 	env, name, args string
 	yama            string // a pattern: what is to be run in Yama's other modes too
+	notRoot         bool   // it is to be run as nobody only
 }
 
 // build compiles, for machines without anything else: the probe, the steps' own tests, those of the
@@ -176,11 +178,11 @@ func build(work string, quick bool) ([]test, error) {
 	}
 	tests := []test{{env: "A=", name: "probe"}}
 	packages := map[string]string{"probe": "./" + folder + "/probe"}
-	add := func(name, dir, yama string) {
+	add := func(name, dir, yama string, notRoot bool) {
 		if *only != "" && *only != name {
 			return
 		}
-		t := test{"STEAL_LONG=", name, "-test.v=test2json -test.short -test.parallel=4", yama}
+		t := test{"STEAL_LONG=", name, "-test.v=test2json -test.short -test.parallel=4", yama, notRoot}
 		tests, packages[name] = append(tests, t), "./"+dir
 	}
 	for i, source := range sources {
@@ -192,13 +194,13 @@ func build(work string, quick bool) ([]test, error) {
 		if err != nil {
 			return nil, err
 		}
-		add(filepath.Base(dir), dir, yama)
+		add(filepath.Base(dir), dir, yama, false)
 	}
 	yama := "^(TestSteal|TestDemo|TestLook)$"
 	if quick {
 		yama = ""
 	}
-	add("suite", "steps", yama)
+	add("suite", "steps", yama, quick)
 	if len(tests) == 1 {
 		return nil, fmt.Errorf("there is no %q", *only)
 	}

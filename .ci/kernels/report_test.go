@@ -40,6 +40,11 @@ func TestAsked(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", pattern, got, want)
 		}
 	}
+	const users = "skip nobody 0 suite TestA: why\nskip root 0 suite TestA: why\nskip root 0 05-pidfd TestA: why\n"
+	want := strings.Replace(users, "skip root 0 suite TestA: why\n", "", 1)
+	if got := asked(users, []test{{name: "05-pidfd"}, {name: "suite", notRoot: true}}); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }
 
 // A skip too many and a skip too few are both noticed.
