@@ -44,7 +44,7 @@ func endOf(in []byte) (e ending, enough bool) {
 		e.then = unclear
 		return e, len(in) >= bufferSize // net/http says: 431
 	}
-	if !speaksOfBody(in[:head]) {
+	if !speaksOf(in[:head], "Content-Length", "Transfer-Encoding", "Expect", "PRI") { // PRI begins HTTP/2
 		return e, true // there is none, and net/http reads the head once, in place of twice
 	}
 	r, err := http.ReadRequest(bufio.NewReaderSize(bytes.NewReader(in[:head]), min(head, 4<<10)))
@@ -54,17 +54,18 @@ func endOf(in []byte) (e ending, enough bool) {
 		return e, true
 	case len(r.TransferEncoding) > 0:
 		e.then = chunk
-		e.last = bytes.Contains(bytes.ToLower(in[:head]), []byte("\ncontent-length")) // RFC 9112, 6.3
+		e.last = speaksOf(in[:head], "Content-Length") // RFC 9112, 6.3
 		return e, true
 	}
+	e.last = !r.ProtoAtLeast(1, 1) && speaksOf(in[:head], "Transfer-Encoding") // RFC 9112, 6.1
 	e.left += r.ContentLength
 	return e, int64(len(in)) >= e.left || e.left > bufferSize || r.Header.Get("Expect") != ""
 }
 
-// speaksOfBody reports whether one of these is in a head. PRI begins HTTP/2, and has a body without saying so.
-func speaksOfBody(head []byte) bool {
+// speaksOf reports whether a line of a head begins with one of these names.
+func speaksOf(head []byte, names ...string) bool {
 	for rest := head; len(rest) > 0; {
-		for _, name := range []string{"Content-Length", "Transfer-Encoding", "Expect", "PRI"} {
+		for _, name := range names {
 			if len(rest) >= len(name) && bytes.EqualFold(rest[:len(name)], []byte(name)) {
 				return true
 			}
