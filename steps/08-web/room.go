@@ -12,9 +12,11 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"math/rand/v2"
 	"os"
@@ -175,7 +177,7 @@ func (r *room) post(f ws.Frame) error {
 	}
 	err = r.alone(func(end reader) error {
 		if n, err := unix.Pwrite(r.fd, frame, end.At); n < len(frame) {
-			return fmt.Errorf("pwrite wrote %d: %w", n, err)
+			return fmt.Errorf("pwrite wrote %d: %w", n, cmp.Or(err, io.ErrShortWrite))
 		}
 		if old := end.At - 2*maxBehind; old > roomBegins { // fails where a file can have no holes
 			unix.Fallocate(r.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, roomBegins, old-roomBegins)

@@ -28,8 +28,8 @@ type mode interface {
 // isSilent reports whether there is nothing to be done before the client says something.
 func (s *session) isSilent() bool { return s.bytes() == 0 && !s.Ended && s.mode() == nil }
 
-// patience is how long a client may take for a request, from its first byte to the end of its head, or
-// of a body that fits the buffer.
+// patience is how long a client may take for a request, from its first byte to the end of its head, or of a body that
+// fits the buffer, if it does not wait for 100 Continue.
 var patience = 10 * time.Second
 
 // answer answers the request that has been read, if it has been, and reports whether there may be more.
@@ -41,9 +41,9 @@ func (s *session) answer(requests *atomic.Uint64) bool {
 		s.In = shrink(s.In, 2)
 	}
 	e, here := endOf(s.In)
-	if here {
+	if here || len(s.In) == 0 { // it may have been half an empty line
 		s.Until = time.Time{}
-	} else if len(s.In) > 0 && s.Until.IsZero() {
+	} else if s.Until.IsZero() {
 		s.Until = time.Now().Add(patience)
 	}
 	if s.Until != s.deadline { // it has changed, or has come from another process
