@@ -209,6 +209,14 @@ func TestBrowser(t *testing.T) {
 	// A message typed by hand, which also the screenshot shows.
 	run(pages[0], chromedp.SendKeys("#text", "still here, and so are you\r"))
 	pages[1].waits("seen.messages.at(-1).endsWith(': still here, and so are you')")
+	// What is typed while the chat is closed stays where it is, until it can be said.
+	asks[chromedp.Void](pages[0], "seen.socket.close(), document.getElementById('text').value = 'typed meanwhile', document.getElementById('say').requestSubmit()")
+	if got := asks[string](pages[0], "document.getElementById('text').value"); got != "typed meanwhile" {
+		t.Errorf("what has been typed has become %q", got)
+	}
+	pages[0].waits("seen.socket !== first.socket && seen.socket.readyState === WebSocket.OPEN")
+	asks[chromedp.Void](pages[0], "document.getElementById('say').requestSubmit()")
+	pages[1].waits("seen.messages.at(-1).endsWith(': typed meanwhile')")
 	for _, scheme := range []string{"light", "dark"} {
 		run(pages[0], func(ctx context.Context, tab *chromedp.Target) (chromedp.Void, error) {
 			_, err := cdp.Call(ctx, tab, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
