@@ -36,6 +36,9 @@ type chat struct {
 // serveChat begins. A page of another site could use its visitor's address and cookies here: browsers say where
 // the page is from, or "null". Who is no browser says nothing.
 func serveChat(w http.ResponseWriter, r *http.Request) {
+	if refused(w, r) {
+		return
+	}
 	origin := r.Header.Get("Origin")
 	if from, err := url.Parse(origin); origin != "" && (err != nil || from.Host != r.Host) {
 		http.Error(w, "a page of another site", http.StatusForbidden)
@@ -47,6 +50,9 @@ func serveChat(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c, _, _, err := ws.UpgradeHTTP(r, w)
+	if c != nil {
+		defer c.Close() // it has been hijacked, also if it is no WebSocket
+	}
 	if err != nil {
 		return // it has said so
 	}
@@ -55,7 +61,6 @@ func serveChat(w http.ResponseWriter, r *http.Request) {
 	// tcp(7). That is the socket's, and travels with it.
 	_ = unix.SetsockoptInt(x.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience.Milliseconds()))
 	x.Chat = &chat{Reader: end} // what is said from now on
-	x.Close()
 }
 
 // step takes the frames that have come, as far as they have, and says what the room has said meanwhile.

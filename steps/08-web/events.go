@@ -31,9 +31,12 @@ var generation atomic.Int64
 
 // serveEvents begins. Last-Event-ID is from those who come over another connection: nothing is left out.
 func serveEvents(w http.ResponseWriter, r *http.Request) {
-	x, err := hijack(w, r)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusMethodNotAllowed)
+	if leaving.Load() { // a browser comes again when a stream has ended, but not after an error
+		w.Header().Set("Content-Type", "text/event-stream")
+		return
+	}
+	x, ok := hijack(w, r)
+	if !ok {
 		return
 	}
 	defer x.Close()

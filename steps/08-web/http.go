@@ -15,12 +15,13 @@ package main
 // returned, the session moves, with as much of the answer as its client has not read.
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,21 +34,28 @@ import (
 type exchange struct {
 	*session
 	ending
-	kept   atomic.Bool   // net/http has answered, and would read the next request: StateIdle comes before it does
-	enough chan struct{} // net/http wants to read no more: a Read that waits behind the request returns
-	closed func()        // closes over, once
-	over   chan struct{}
+	kept     atomic.Bool     // net/http has answered, and would read the next request: StateIdle comes before it does
+	hijacked bool            // by a mode or a library: no deadline is net/http's any more
+	enough   chan struct{}   // net/http wants to read no more: a Read that waits behind the request returns
+	over     context.Context // done when it is closed
+	close    func()
+	calls    sync.RWMutex // held by each Read and Write: they end before the session goes on
 }
 
 // answerOne has net/http answer the request that has been read up to its end e, as far as it has come.
 func (s *session) answerOne(e ending) {
-	x := &exchange{session: s, ending: e, enough: make(chan struct{}, 1), over: make(chan struct{})}
-	x.closed = sync.OnceFunc(func() { close(x.over) })
+	x := &exchange{session: s, ending: e, enough: make(chan struct{}, 1)}
+	x.over, x.close = context.WithCancel(context.Background())
 	if s.remote == nil {
 		s.local, s.remote = address(unix.Getsockname(s.fd)), address(unix.Getpeername(s.fd))
 	}
 	exchanges <- x
-	<-x.over
+	<-x.over.Done()
+	if !x.calls.TryLock() { // a library still reads or writes: this ends that, and serve sets another deadline
+		s.conn.SetDeadline(past)
+		x.calls.Lock()
+	}
+	x.calls.Unlock()
 	again := x.kept.Load() && x.clear() && !leaving.Load()
 	if !again && s.mode() == nil {
 		s.Bye = &farewell{}
@@ -74,7 +82,7 @@ var web = &http.Server{MaxHeaderBytes: bufferSize - 4<<10, ConnState: func(c net
 	case http.StateIdle: // it has answered, and would keep the connection
 		x.kept.Store(true)
 	case http.StateHijacked: // for a mode; or for a library, which may read all that comes, and stays here
-		x.then = unclear
+		x.then, x.hijacked = unclear, true
 	}
 }}
 
@@ -87,23 +95,43 @@ func leave() {
 	web.SetKeepAlivesEnabled(false)
 }
 
-// hijack takes the connection from net/http, for a mode. The caller closes the exchange when the mode is set.
-func hijack(w http.ResponseWriter, r *http.Request) (*exchange, error) {
-	if r.Method != http.MethodGet { // such as HEAD
-		w.Header().Set("Allow", http.MethodGet)
-		return nil, fmt.Errorf("GET, not %s", r.Method)
+// hijack takes the connection from net/http, for a mode. The caller closes the exchange when the mode is set. If it is
+// not ok, the request has been answered.
+func hijack(w http.ResponseWriter, r *http.Request) (x *exchange, ok bool) {
+	if refused(w, r) {
+		return nil, false
 	}
 	c, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		return nil, err
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return nil, false
 	}
-	return c.(*exchange), nil
+	return c.(*exchange), true
+}
+
+// refused answers a request for a mode that cannot begin here, and reports whether it is one.
+func refused(w http.ResponseWriter, r *http.Request) bool {
+	switch {
+	case r.Method != http.MethodGet: // such as HEAD
+		w.Header().Set("Allow", http.MethodGet)
+		http.Error(w, "GET, not "+r.Method, http.StatusMethodNotAllowed)
+	case leaving.Load(): // it could not move any more
+		http.Error(w, "another process serves this now: come again", http.StatusServiceUnavailable)
+	default:
+		return false
+	}
+	return true
 }
 
 // Read reads the request, and not a byte more. Behind its end net/http reads to learn that the client has
 // gone: so there it waits, until net/http has enough of that, or the client has gone.
 func (x *exchange) Read(b []byte) (int, error) {
+	x.calls.RLock()
+	defer x.calls.RUnlock()
 	for {
+		if x.over.Err() != nil {
+			return 0, net.ErrClosed
+		}
 		if n := copy(b, x.In[:x.own(x.In)]); n > 0 {
 			x.left -= int64(n)
 			x.In = shrink(x.In, n)
@@ -127,6 +155,8 @@ func (x *exchange) wait() error {
 		select {
 		case <-x.enough:
 			return os.ErrDeadlineExceeded
+		case <-x.over.Done():
+			return net.ErrClosed
 		case <-time.After(time.Second):
 			n, _, err := unix.Recvfrom(x.fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
 			if n == 0 || n < 0 && err != unix.EAGAIN && err != unix.EINTR {
@@ -141,21 +171,36 @@ func (x *exchange) wait() error {
 // waits. It is far below maxBytes, so that a session that has moved fits an offer.
 const maxUnsent = 1 << 20
 
-// Write hands to the kernel what that accepts, and keeps the rest.
-func (x *exchange) Write(b []byte) (int, error) {
-	x.say(b)
-	return len(b), x.insist(func() (err error) {
-		failed := x.raw.Write(func(fd uintptr) (done bool) {
-			var n int
-			n, err = unix.Write(int(fd), x.Out)
-			x.Out = shrink(x.Out, max(n, 0))
-			if err == unix.EAGAIN || err == unix.EINTR {
-				err = nil
-			}
-			return err != nil || len(x.Out) <= maxUnsent // otherwise the poller calls again when there is room
-		})
-		return errors.Join(failed, os.NewSyscallError("write", err))
+// Write hands to the kernel what that accepts, and keeps the rest. It takes one part after the other: what a handler
+// says at once may be long.
+func (x *exchange) Write(b []byte) (n int, err error) {
+	x.calls.RLock()
+	defer x.calls.RUnlock()
+	for part := range slices.Chunk(b, bufferSize) {
+		if x.over.Err() != nil {
+			return n, net.ErrClosed
+		}
+		x.say(part)
+		n += len(part)
+		if err := x.insist(x.flush); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// flush returns when no more than maxUnsent is kept.
+func (x *exchange) flush() (err error) {
+	failed := x.raw.Write(func(fd uintptr) (done bool) {
+		var n int
+		n, err = unix.Write(int(fd), x.Out)
+		x.Out = shrink(x.Out, max(n, 0))
+		if err == unix.EAGAIN || err == unix.EINTR {
+			err = nil
+		}
+		return err != nil || len(x.Out) <= maxUnsent // otherwise the poller calls again when there is room
 	})
+	return errors.Join(failed, os.NewSyscallError("write", err))
 }
 
 // insist does something also while the session is asked to stand still, which it does when this is over.
@@ -163,21 +208,26 @@ func (x *exchange) insist(do func() error) error {
 	err := do()
 	for errors.Is(err, os.ErrDeadlineExceeded) {
 		x.conn.SetDeadline(time.Time{})
+		if x.over.Err() != nil {
+			x.conn.SetDeadline(past) // there may be another one that is to end
+			return net.ErrClosed
+		}
 		err = do()
 	}
 	return err
 }
 
-// Close ends the exchange, and not the connection: net/http calls it at the end, and whoever hijacks must.
+// Close ends the exchange, and not the connection: net/http calls it at the end, and whoever hijacks must. A Read or
+// Write that waits returns net.ErrClosed, soon afterwards, and the session goes on when it has.
 func (x *exchange) Close() error {
-	x.closed()
+	x.close()
 	return nil
 }
 
-// SetReadDeadline is only what net/http itself needs: one that is over ends the Read that waits. Any other would
-// be lost at a standstill: session.go.
+// SetReadDeadline is only what net/http itself needs: one that is over ends the Read that waits behind the request. Any
+// other would be lost at a standstill: session.go.
 func (x *exchange) SetReadDeadline(t time.Time) error {
-	if time.Until(t) > 0 {
+	if time.Until(t) > 0 || x.hijacked && !t.IsZero() {
 		return http.ErrNotSupported
 	}
 	select { // there is room for one

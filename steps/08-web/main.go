@@ -47,7 +47,7 @@ func main() {
 	drain := flag.Duration("drain", 30*time.Second, "how long clients that cannot move are served when another process has taken over")
 	timeout := flag.Duration("timeout", time.Second, "how long another process may take to say what it wants, and to answer an offer")
 	batch := flag.Int("batch", 128, fmt.Sprintf("how many `connections` move at once: 1 to %d; fewer stand still for a shorter time, more move faster", maxSockets))
-	flag.DurationVar(&patience, "patience", patience, "how long a client may take for a request, without a body of more than 16 KiB or of unknown length")
+	flag.DurationVar(&patience, "patience", patience, "how long a client may take for a request, without a body of more than 16 KiB, of unknown length, or behind 100 Continue")
 	demo := flag.Bool("demo", false, "restart a server under load, and check what its clients receive")
 	flag.Parse()
 	start("server")
