@@ -138,8 +138,8 @@ type kernelTLS struct {
 	clientConn
 	secrets *secrets              // for a KeyUpdate; nil in a process that never had them
 	keys    sync.Mutex            // guards what is in secrets
-	out     sync.Mutex            // guards ended; held while sending, so that nothing comes between our KeyUpdate and the new key
-	ended   bool                  // we have said close_notify
+	out     sync.Mutex            // held by who sends: nothing comes between our KeyUpdate and our next key
+	ended   bool                  // we have said close_notify; guarded by out
 	failure atomic.Pointer[error] // why the session has ended, if not as it should
 }
 
@@ -248,7 +248,7 @@ func (c *kernelTLS) fail(alert byte, why error) error {
 		_, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 		return err
 	})
-	if c.out.TryLock() { // a Write that is under way may wait for ever, and what is behind it, too
+	if c.out.TryLock() { // a Write that is under way may wait for ever, and so would this
 		c.send(recordAlert, fatal, alert) // fails if nobody can be told any more
 		c.out.Unlock()
 	}
@@ -299,10 +299,8 @@ func (c *kernelTLS) rekey(ours bool) error {
 	err := next("TLS_RX", c.secrets.client)
 	if err == nil && ours {
 		c.out.Lock()
-		if !c.ended { // otherwise we need no key any more
-			if err = c.send(recordHandshake, keyUpdate, 0, 0, 1, 0); err == nil {
-				err = next("TLS_TX", c.secrets.server)
-			}
+		if err = c.send(recordHandshake, keyUpdate, 0, 0, 1, 0); err == nil {
+			err = next("TLS_TX", c.secrets.server)
 		}
 		c.out.Unlock()
 	}

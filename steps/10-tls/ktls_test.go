@@ -405,7 +405,13 @@ func TestKeyUpdate(t *testing.T) {
 				if string(got) != "oldnew" || err != nil {
 					t.Fatalf("read %q, %v", got, err)
 				}
-				if name == "asked after the end" {
+				if name == "asked after the end" { // there is nothing more, and no error either
+					conn := server.clientConn.(*net.TCPConn)
+					conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+					if _, err := server.Read(got); !errors.Is(err, os.ErrDeadlineExceeded) {
+						t.Errorf("after the client's KeyUpdate: %v", err)
+					}
+					conn.SetReadDeadline(time.Now().Add(patience))
 					continue
 				}
 				if asks == "\x01" {
