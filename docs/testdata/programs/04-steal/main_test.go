@@ -16,6 +16,8 @@ func TestShortage(t *testing.T) {
 	defer c.Close()
 	s := &server{name: "old", sessions: map[*session]bool{}}
 	s.acceptAll(&short{Listener: l})
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.sessions) != 1 {
 		t.Errorf("%d sessions, want one", len(s.sessions))
 	}
