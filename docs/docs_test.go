@@ -14,6 +14,7 @@
 //	<!-- program: 03-scm-rights -->                            go: a whole program, built and run in an empty folder;
 //	<!-- program: 03-scm-rights fdpass.go socket.go -->        the same, beside copies of these files of the step.
 //	                                                           Its last line of output is its comment // Output: ...
+//	<!-- program: 10-tls ktls.go web_test.go -->               and this test of it, of testdata/programs/10-tls, is run
 //	<!-- program: 08-web web.go-mode-T.f -->                   a file without these declarations: the program has its own
 //	<!-- program: 10-tls ktls.go -->                           diff: the same, of what it makes of chapter 04's program;
 //	                                                           where the kernel has no TLS, it is only built

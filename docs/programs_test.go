@@ -46,12 +46,18 @@ func TestChangedPrograms(t *testing.T) {
 	})
 }
 
-// runProgram builds and runs a program beside files[1:] of the step files[0].
+// runProgram builds and runs a program beside files[1:] of the step files[0], after their tests.
 func runProgram(t *testing.T, files []string, program string) error {
 	dir := t.TempDir()
 	write(t, dir, "main.go", program)
 	writeModule(t, dir)
+	tested := false
 	for _, file := range files[1:] {
+		if strings.HasSuffix(file, "_test.go") {
+			write(t, dir, file, read(t, filepath.Join("docs/testdata/programs", files[0], file)))
+			tested = true
+			continue
+		}
 		name, without, _ := strings.Cut(file, "-")
 		source := read(t, filepath.Join("steps", files[0], name))
 		if without != "" {
@@ -61,6 +67,11 @@ func runProgram(t *testing.T, files []string, program string) error {
 			}
 		}
 		write(t, dir, name, source)
+	}
+	if tested {
+		if out, err := runIn(t, dir, "", "go", "test", "."); err != nil {
+			return fmt.Errorf("%w:\n%s", err, out)
+		}
 	}
 	out, err := runIn(t, dir, "", "go", "run", ".")
 	if err != nil {

@@ -26,7 +26,7 @@ import (
 // handshakeTime is how long a client may take to shake hands.
 const handshakeTime = 30 * time.Second
 
-// handshake shakes hands with a client, as config says but for what settings changes, and returns the
+// handshake shakes hands with a client, as config (not nil) says but for what settings changes, and returns the
 // session and its secrets. c has then been read exactly up to the handshake's end. It stays the caller's,
 // and after an error can only be closed: the client did not come to an end within handshakeTime
 // (os.ErrDeadlineExceeded), or speaks no TLS 1.3.

@@ -18,6 +18,8 @@ import (
 	"hash"
 	"io"
 	"os"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -130,18 +132,28 @@ type clientConn interface {
 	CloseWrite() error
 }
 
-// kernelTLS is a connection whose socket has the keys: read(2) and write(2) carry plaintext.
+// kernelTLS is a connection whose socket has the keys: read(2) and write(2) carry plaintext. At the same
+// time one goroutine may read, others write, and any close it, which ends what waits.
 type kernelTLS struct {
 	clientConn
-	secrets *secrets // for a KeyUpdate; nil in a process that never had them
+	secrets *secrets              // for a KeyUpdate; nil in a process that never had them
+	keys    sync.Mutex            // guards what is in secrets
+	out     sync.Mutex            // held by who sends: nothing comes between our KeyUpdate and our next key
+	ended   bool                  // we have said close_notify; guarded by out
+	failure atomic.Pointer[error] // why the session has ended, if not as it should
 }
 
 // toKernel moves a session's keys into c's socket, right after the handshake: nothing else has been
 // sent or received yet. Afterwards c and s are the result's, and crypto/tls must not be used on c any
-// more. After an error c is as it was, and crypto/tls can go on: ENOENT if the kernel has no TLS or not
-// this cipher, EINVAL likewise. If the kernel took one key and then not the other (ENOMEM, say), c is
-// closed, and whatever goes on with it hears so.
-func toKernel(c clientConn, s *secrets) (*kernelTLS, error) {
+// more. After an error s is wiped, but c is as it was, and crypto/tls can go on: ENOENT if the kernel has
+// no TLS or not this cipher, EINVAL likewise, ENOTCONN if the client has already sent its FIN. If the kernel
+// took one key and then not the other (ENOMEM, say), c is closed, and whatever goes on with it hears so.
+func toKernel(c clientConn, s *secrets) (k *kernelTLS, err error) {
+	defer func() {
+		if err != nil {
+			s.wipe()
+		}
+	}()
 	// Of an empty secret HKDF makes a key as good as any, which the whole world has.
 	if s.hash == nil || len(s.client) != s.hash().Size() || len(s.server) != s.hash().Size() {
 		return nil, errors.New("not the secrets of a session of TLS 1.3")
@@ -156,11 +168,12 @@ func toKernel(c clientConn, s *secrets) (*kernelTLS, error) {
 		c.Close()
 		return nil, fmt.Errorf("the session ends, as the kernel has one of its keys: %w", err)
 	}
-	return &kernelTLS{c, s}, nil
+	return &kernelTLS{clientConn: c, secrets: s}, nil
 }
 
 // addTLS puts the kernel's TLS, still without a key, between a connected socket and its readers. It
-// fails with ENOENT where the kernel does not have it, and with ENOPROTOOPT on Multipath TCP.
+// fails with ENOENT where the kernel does not have it, with ENOPROTOOPT on Multipath TCP, and with ENOTCONN
+// if the client has already sent its FIN.
 func addTLS(c syscall.Conn) error {
 	err := setsockopt(c, "TCP_ULP", unix.IPPROTO_TCP, unix.TCP_ULP, []byte("tls"))
 	if errors.Is(err, unix.ENOENT) {
@@ -182,12 +195,13 @@ func isKernelTLS(fd int) error {
 
 // Read reads data. It returns io.EOF at close_notify, which it leaves where it is, as the kernel does
 // with a FIN: whoever has the socket next reads it too. An end without one is io.ErrUnexpectedEOF. If the
-// client has broken the rules, it is told so, and the error says how.
+// client has broken the rules, it is told so, and the error says how. If the client asks for a new key of
+// ours, Read waits for a Write that is under way, and heeds the deadline for writing.
 func (c *kernelTLS) Read(b []byte) (int, error) {
 	for range 1 + maxUseless {
 		n, err := c.clientConn.Read(b)
 		if errors.Is(err, io.EOF) {
-			return n, errTruncated
+			err = errTruncated
 		}
 		if !errors.Is(err, unix.EIO) { // what read(2) says if the next record is not data
 			return n, c.explain(err)
@@ -201,12 +215,21 @@ func (c *kernelTLS) Read(b []byte) (int, error) {
 
 // Write writes data. It may be the one to hear of a bad record that has come meanwhile.
 func (c *kernelTLS) Write(b []byte) (int, error) {
-	n, err := c.clientConn.Write(b)
+	c.out.Lock()
+	n, err := 0, error(unix.EPIPE)
+	if !c.ended && c.failure.Load() == nil { // otherwise the kernel would say yes to one more, and drop it
+		n, err = c.clientConn.Write(b)
+	}
+	c.out.Unlock()
 	return n, c.explain(err)
 }
 
-// explain adds words to what the kernel says of a record that it cannot decrypt.
+// explain adds words to what the kernel says of a record that it cannot decrypt, and repeats them if
+// the session has failed already.
 func (c *kernelTLS) explain(err error) error {
+	if failure := c.failure.Load(); err != nil && failure != nil {
+		return *failure
+	}
 	for _, errno := range []unix.Errno{unix.EBADMSG, unix.EINVAL, unix.EMSGSIZE} { // its tag, its header, its length
 		if errors.Is(err, errno) {
 			return c.fail(badRecordMAC, fmt.Errorf("%w: what came is no record of this session", err))
@@ -215,15 +238,21 @@ func (c *kernelTLS) explain(err error) error {
 	return err
 }
 
-// fail says goodbye with an alert, so that the client does not take this for a good end. It returns why.
+// fail says goodbye with an alert, so that the client does not take this for a good end, and ends the
+// connection: whoever reads or writes hears so. It returns why.
 func (c *kernelTLS) fail(alert byte, why error) error {
 	const fatal = 2
+	c.failure.CompareAndSwap(nil, &why)
 	_ = borrow(c, func(fd int) error {
 		// Of a wrong tag the kernel tells the next caller once more, and that would be send. This takes it away.
 		_, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 		return err
 	})
-	c.send(recordAlert, fatal, alert) // fails if nobody can be told any more
+	if c.out.TryLock() { // a Write that is under way may wait for ever, and so would this
+		c.send(recordAlert, fatal, alert) // fails if nobody can be told any more
+		c.out.Unlock()
+	}
+	_ = borrow(c, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) }) // as above
 	return why
 }
 
@@ -240,7 +269,7 @@ func (c *kernelTLS) control() error {
 		return err
 	case kind == recordAlert && len(body) == 2:
 		return fmt.Errorf("the client's alert: %w", tls.AlertError(body[1]))
-	case kind == recordHandshake && len(body) == 5 && body[0] == keyUpdate:
+	case kind == recordHandshake && len(body) == 5 && body[0] == keyUpdate && body[4] <= 1:
 		return c.rekey(body[4] == 1)
 	}
 	return c.fail(unexpectedMessage, fmt.Errorf("a record of type %d after the handshake: %.8x", kind, body))
@@ -256,8 +285,12 @@ func (c *kernelTLS) rekey(ours bool) error {
 		return err
 	}
 	next := func(option string, secret []byte) error {
-		copy(secret, c.secrets.expand(secret, "traffic upd", len(secret)))
-		err := c.secrets.install(c, option, secret)
+		c.keys.Lock()
+		defer c.keys.Unlock()
+		following := c.secrets.expand(secret, "traffic upd", len(secret))
+		copy(secret, following)
+		clear(following)
+		err := c.secrets.install(c, option, secret) // fails after Close, which wipes the secret
 		if errors.Is(err, unix.EBUSY) {
 			err = fmt.Errorf("%w: a second key takes Linux 6.14", err)
 		}
@@ -265,9 +298,11 @@ func (c *kernelTLS) rekey(ours bool) error {
 	}
 	err := next("TLS_RX", c.secrets.client)
 	if err == nil && ours {
+		c.out.Lock()
 		if err = c.send(recordHandshake, keyUpdate, 0, 0, 1, 0); err == nil {
 			err = next("TLS_TX", c.secrets.server)
 		}
+		c.out.Unlock()
 	}
 	if err != nil {
 		return c.fail(internalError, fmt.Errorf("KeyUpdate: %w", err))
@@ -316,16 +351,24 @@ func (c *kernelTLS) send(kind byte, body ...byte) error {
 }
 
 // CloseWrite says close_notify, and then ends this direction of the connection: a FIN alone could be
-// anybody's, and a client takes it for a truncation.
+// anybody's, and a client takes it for a truncation. It waits for room as Write does, and for a Write that
+// is under way: set a deadline before.
 func (c *kernelTLS) CloseWrite() error {
 	const warning = 1
+	c.out.Lock()
+	defer c.out.Unlock()
+	c.ended = true
 	return errors.Join(c.send(recordAlert, warning, closeNotify), c.clientConn.CloseWrite())
 }
 
-// Close forgets the secrets with the descriptor.
+// Close forgets the secrets with the descriptor. The descriptor comes first: no key can be made any more
+// of what is wiped, as one of zeros would be.
 func (c *kernelTLS) Close() error {
+	err := c.clientConn.Close()
 	if c.secrets != nil {
+		c.keys.Lock()
 		c.secrets.wipe()
+		c.keys.Unlock()
 	}
-	return c.clientConn.Close()
+	return err
 }

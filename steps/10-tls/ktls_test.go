@@ -17,7 +17,9 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -216,6 +218,9 @@ func TestCiphers(t *testing.T) {
 				if err := client.CloseWrite(); err != nil {
 					t.Error(err)
 				}
+				if _, err := io.WriteString(client, "x"); !errors.Is(err, unix.EPIPE) {
+					t.Errorf("after the end, Write says %v", err)
+				}
 				for _, want := range []string{"the last words", ""} { // the end can be read again
 					if got, err := io.ReadAll(server); string(got) != want || err != nil {
 						t.Errorf("got %q, %v, want %q and the end", got, err, want)
@@ -285,6 +290,7 @@ func TestBadRecords(t *testing.T) {
 		"no TLS":                {func(f *forger) { f.Write([]byte("GET / HTTP/1.1\r\n\r\n")) }, "(invalid argument|message too long|bad message): what came is no record of this session", badRecordMAC},
 		"a renegotiation":       {func(f *forger) { f.says(recordHandshake, "\x01\x00\x00\x02\x03\x03") }, "a record of type 22 after the handshake: 010000020303", unexpectedMessage},
 		"KeyUpdate that is not": {func(f *forger) { f.says(recordHandshake, "\x18\x00\x00\x02\x00\x00") }, "a record of type 22 after the handshake: 180000020000", unexpectedMessage},
+		"KeyUpdate of no kind":  {func(f *forger) { f.says(recordHandshake, "\x18\x00\x00\x01\x02") }, "a record of type 22 after the handshake: 1800000102", unexpectedMessage},
 		"no such type":          {func(f *forger) { f.says(99, "\x01") }, "a record of type 99 after the handshake: 01", unexpectedMessage},
 		"too long":              {func(f *forger) { f.says(23, strings.Repeat("x", 17<<10)) }, "message too long: what came is no record of this session", badRecordMAC},
 		"nothing but useless ones": {func(f *forger) {
@@ -306,9 +312,34 @@ func TestBadRecords(t *testing.T) {
 			}
 			if bad.told != none {
 				f.hears(recordAlert, "\x02"+string(rune(bad.told)))
+				// That was all, for the client and for whoever has not heard why.
+				if rest, err := io.ReadAll(f); len(rest) > 0 || err != nil {
+					t.Errorf("after the alert come %x, %v", rest, err)
+				}
+				_, readErr := server.Read(got)
+				_, writeErr := server.Write(got)
+				for _, err := range []error{readErr, writeErr} {
+					if err == nil || !regexp.MustCompile(bad.want+"$").MatchString(err.Error()) {
+						t.Errorf("then %v, want %q again", err, bad.want)
+					}
+				}
 			}
 			server.Close()
 		})
+	}
+}
+
+// TestWriteHears: if it is a Write that hears of what is no record, a Read hears of it, too.
+func TestWriteHears(t *testing.T) {
+	needsKernelTLS(t)
+	server, f := newForger(t)
+	f.Write([]byte("GET / HTTP/1.1\r\n\r\n")) // what fails is missing below
+	var writeErr error
+	for writeErr == nil { // it may not have come yet
+		_, writeErr = io.WriteString(server, "x")
+	}
+	if _, err := server.Read(make([]byte, 1)); err != writeErr || !strings.Contains(err.Error(), "what came is no record of this session") {
+		t.Errorf("Write: %v; Read: %v", writeErr, err)
 	}
 }
 
@@ -339,12 +370,22 @@ func canRekey(t testing.TB) bool {
 }
 
 // TestKeyUpdate: the client changes its key, and may ask the server to change its own. Where the kernel
-// takes a second key, the connection goes on, if this process has the secret.
+// takes a second key, the connection goes on, if this process has the secret; also if somebody writes
+// meanwhile, or nobody can write any more.
 func TestKeyUpdate(t *testing.T) {
 	needsKernelTLS(t)
-	for name, asks := range map[string]string{"told": "\x00", "asked": "\x01"} {
+	for name, asks := range map[string]string{"told": "\x00", "asked": "\x01", "asked in a write": "\x01", "asked after the end": "\x01"} {
 		t.Run(name, func(t *testing.T) {
 			server, f := newForger(t)
+			answer := func() { io.WriteString(server, "answer") } // what fails is missing below
+			if name == "asked in a write" {
+				server.clientConn = meddler{server.clientConn, answer}
+				answer = func() {}
+			}
+			if name == "asked after the end" {
+				server.CloseWrite()
+				f.hears(recordAlert, "\x01\x00")
+			}
 			for range 3 { // a key follows on a key
 				f.says(23, "old")
 				f.says(recordHandshake, "\x18\x00\x00\x01"+asks)
@@ -356,17 +397,28 @@ func TestKeyUpdate(t *testing.T) {
 					if err == nil || !strings.Contains(err.Error(), "KeyUpdate: setsockopt TLS_RX: device or resource busy: ") {
 						t.Errorf("read %q, %v", got, err)
 					}
-					f.hears(recordAlert, "\x02\x50")
+					if name != "asked after the end" {
+						f.hears(recordAlert, "\x02\x50")
+					}
 					return
 				}
 				if string(got) != "oldnew" || err != nil {
 					t.Fatalf("read %q, %v", got, err)
 				}
-				if name == "asked" {
+				if name == "asked after the end" { // there is nothing more, and no error either
+					conn := server.clientConn.(*net.TCPConn)
+					conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+					if _, err := server.Read(got); !errors.Is(err, os.ErrDeadlineExceeded) {
+						t.Errorf("after the client's KeyUpdate: %v", err)
+					}
+					conn.SetReadDeadline(time.Now().Add(patience))
+					continue
+				}
+				if asks == "\x01" {
 					f.hears(recordHandshake, "\x18\x00\x00\x01\x00")
 					f.s.server, f.in = f.next(f.s.server)
 				}
-				io.WriteString(server, "answer") // what fails is missing below
+				answer()
 				f.hears(23, "answer")
 			}
 			server.secrets = nil // as in a process that has stolen it
@@ -374,9 +426,72 @@ func TestKeyUpdate(t *testing.T) {
 			if _, err := server.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "this process never had the secret") {
 				t.Error(err)
 			}
-			f.hears(recordAlert, "\x02\x50")
+			if name != "asked after the end" {
+				f.hears(recordAlert, "\x02\x50")
+			}
 		})
 	}
+}
+
+// meddler is a connection that another goroutine uses as soon as something has been sent on it that is not
+// data. It should have to wait, and is waited for in vain.
+type meddler struct {
+	clientConn
+	meddle func()
+}
+
+func (m meddler) SyscallConn() (syscall.RawConn, error) {
+	raw, err := m.clientConn.SyscallConn()
+	return meddledWith{raw, m.meddle}, err
+}
+
+type meddledWith struct {
+	syscall.RawConn
+	meddle func()
+}
+
+func (m meddledWith) Write(f func(fd uintptr) bool) error {
+	err := m.RawConn.Write(f)
+	done := make(chan bool)
+	go func() {
+		m.meddle()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+	}
+	return err
+}
+
+// TestClose: the secrets are wiped, and not before the descriptor is closed: of zeros, whoever reads
+// meanwhile would make a key that the whole world has.
+func TestClose(t *testing.T) {
+	conn, _ := tcpPair(t, "tcp4")
+	s, _ := newSecrets(t, tls.TLS_AES_128_GCM_SHA256)
+	server := &kernelTLS{clientConn: closer{conn, func() {
+		if wiped(s) {
+			t.Error("the secrets are wiped before the descriptor is closed")
+		}
+	}}, secrets: s}
+	if err := server.Close(); err != nil || !wiped(s) {
+		t.Errorf("wiped: %v, %v", wiped(s), err)
+	}
+}
+
+func wiped(s *secrets) bool {
+	return !slices.ContainsFunc(append(s.client, s.server...), func(b byte) bool { return b != 0 })
+}
+
+// closer is a connection that says when it is closed.
+type closer struct {
+	clientConn
+	closing func()
+}
+
+func (c closer) Close() error {
+	c.closing()
+	return c.clientConn.Close()
 }
 
 // TestWhoAsksIsToldTheKey: whoever has the socket can ask the kernel for its keys. isKernelTLS does not.
@@ -452,6 +567,8 @@ func TestHandshake(t *testing.T) {
 		var c io.Reader = session
 		if k, err := toKernel(server, s); err == nil {
 			c = k
+		} else if !wiped(s) {
+			t.Error("nobody needs the secrets, and they are not wiped")
 		}
 		got := make([]byte, 19)
 		if _, err := io.ReadFull(c, got); err != nil || string(got) != "in the same breath\n" {
@@ -588,31 +705,61 @@ func (d *delayed) Write(b []byte) (int, error) {
 	return len(b), err
 }
 
-// TestCryptoTLSGoesOn: a cipher that the kernel does not have is no harm: the session is where it was.
+// TestCryptoTLSGoesOn: where the kernel does not take the keys, the session is where it was: if it does not
+// have the cipher, or if the client has already ended its side.
 func TestCryptoTLSGoesOn(t *testing.T) {
 	needsKernelTLS(t)
 	config, err := newConfig()
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, client := tcpPair(t, "tcp4")
-	c := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
-	go c.Handshake() // what fails is missing below
-	session, s, err := handshake(server, config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.cipher = 99
-	if _, err := toKernel(server, s); err == nil || err.Error() != "the kernel does not have this cipher: setsockopt TLS_RX: invalid argument" {
-		t.Fatal(err)
-	}
-	for _, ends := range [][2]*tls.Conn{{session, c}, {c, session}} {
-		io.WriteString(ends[0], "hello") // as above
-		got := make([]byte, 5)
-		if _, err := io.ReadFull(ends[1], got); err != nil || string(got) != "hello" {
-			t.Errorf("got %q, %v", got, err)
+	for why, ended := range map[string]bool{
+		"the kernel does not have this cipher: setsockopt TLS_RX: invalid argument": false,
+		"setsockopt TCP_ULP: transport endpoint is not connected":                   true,
+	} {
+		server, client := tcpPair(t, "tcp4")
+		c := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
+		go func() {
+			io.WriteString(c, "hello") // what fails is missing below
+			if ended {
+				c.CloseWrite()
+				client.CloseWrite()
+			}
+		}()
+		session, s, err := handshake(server, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ended {
+			s.cipher = 99
+		} else if err := hasEnded(server); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := toKernel(server, s); err == nil || err.Error() != why || !wiped(s) {
+			t.Fatalf("wiped: %v, %v", wiped(s), err)
+		}
+		io.WriteString(session, "hello") // as above
+		for _, end := range []*tls.Conn{session, c} {
+			got := make([]byte, 5)
+			if _, err := io.ReadFull(end, got); err != nil || string(got) != "hello" {
+				t.Errorf("%s: got %q, %v", why, got, err)
+			}
 		}
 	}
+}
+
+// hasEnded waits until the other end's FIN has come.
+func hasEnded(c *net.TCPConn) error {
+	return borrow(c, func(fd int) error {
+		const closeWait = 8 // TCP_CLOSE_WAIT
+		for {
+			info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+			if err != nil || info.State == closeWait {
+				return err
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
 }
 
 // TestOnward: what was stolen can be stolen again, and again, by whoever has a giver of its own.

@@ -46,7 +46,6 @@ func runOld(addr, path string, timeout time.Duration) error {
 		k, err := toKernel(c, secrets)
 		if err != nil {
 			log.Printf("client %s cannot move: %v", s.Remote, err)
-			secrets.wipe()
 			serve(userTLS{t, c}, s, func(state) error { return err })
 			return
 		}
