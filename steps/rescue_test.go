@@ -338,8 +338,11 @@ func TestRescueHangs(t *testing.T) {
 				p := s.old(t, "", args("-patience", "1s"))
 				c := dial(t, p.addr())
 				c.echoed("hello")
-				if how == "SIGSTOP" {
+				if how == "SIGSTOP" { // of the next one too
 					_, server := p.reign(1)
+					if err := unix.Kill(p.spare(), unix.SIGSTOP); err != nil {
+						t.Fatal(err)
+					}
 					p.strike(server, unix.SIGSTOP)
 				} else {
 					bad := dial(t, p.addr())
@@ -695,15 +698,19 @@ func onTheirWay(t *testing.T, user, many int) (arrive func()) {
 	}
 	arrive = sync.OnceFunc(func() { unix.Close(pair[0]); unix.Close(pair[1]) })
 	t.Cleanup(arrive)
-	sent := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		if _, _, failed := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(user), ^uintptr(0), ^uintptr(0)); failed != 0 {
-			sent <- failed // only the real user is another one, and that is whose they are
+	// They are the real user's, so that is changed, of this thread, and back again. (The thread cannot just
+	// end: processes that it has started would be ended with it, PR_SET_PDEATHSIG of prctl(2).)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	become := func(user int) {
+		if _, _, err := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(user), ^uintptr(0), ^uintptr(0)); err != 0 {
+			panic(err)
 		}
-		sent <- unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(slices.Repeat([]int{2}, many)...), nil, 0)
-	}()
-	if err := <-sent; err != nil {
+	}
+	become(user)
+	err = unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(slices.Repeat([]int{2}, many)...), nil, 0)
+	become(os.Geteuid())
+	if err != nil {
 		t.Fatal(err)
 	}
 	return arrive
