@@ -344,6 +344,7 @@ func TestRescueHangs(t *testing.T) {
 						t.Fatal(err)
 					}
 					p.strike(server, unix.SIGSTOP)
+					p.reign(3)
 				} else {
 					bad := dial(t, p.addr())
 					bad.send(how + "\n")
