@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -337,9 +338,13 @@ func TestRescueHangs(t *testing.T) {
 				p := s.old(t, "", args("-patience", "1s"))
 				c := dial(t, p.addr())
 				c.echoed("hello")
-				if how == "SIGSTOP" {
+				if how == "SIGSTOP" { // of the next one too
 					_, server := p.reign(1)
+					if err := unix.Kill(p.spare(), unix.SIGSTOP); err != nil {
+						t.Fatal(err)
+					}
 					p.strike(server, unix.SIGSTOP)
+					p.reign(3)
 				} else {
 					bad := dial(t, p.addr())
 					bad.send(how + "\n")
@@ -643,6 +648,150 @@ func TestRescueDescriptors(t *testing.T) {
 	})
 }
 
+// TestRescueOnTheirWay: while too many descriptors of its user are on their way, a living process cannot
+// send any (ETOOMANYREFS; root can). Until it can, the server starts one keeper after the other, and the
+// keeper one server, but not at full speed. Nobody goes on with a part.
+func TestRescueOnTheirWay(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		user := os.Geteuid()
+		if user == 0 {
+			user = nobody
+		}
+		p := s.old(t, "", neverHangs(), limited(82), as(uint32(user)))
+		c := dial(t, p.addr())
+		c.echoed("hello")
+		keeper, server := p.reign(1)
+
+		arrive := onTheirWay(t, user, 83)
+		if err := unix.Kill(keeper, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a keeper cannot be given anything", func() bool { return matches("start a keeper: .*too many references", p.err.String()) })
+		arrive()
+		if _, now := p.reign(2); now != server {
+			t.Errorf("server pid %d has become pid %d", server, now)
+		}
+		visits(t, p.addr())
+		c.echoed("still here")
+
+		arrive = onTheirWay(t, user, 83)
+		began := time.Now()
+		if err := unix.Kill(server, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "many servers die", func() bool { return strings.Count(p.err.String(), " is dead: sendmsg: too many references") >= 20 })
+		if took := time.Since(began); took < 500*time.Millisecond {
+			t.Errorf("20 servers in %v", took)
+		}
+		arrive()
+		p.reign(3)
+		visits(t, p.addr())
+		c.echoed("still here")
+	})
+}
+
+// onTheirWay has a user's descriptors sent and not received, until arrive is called.
+func onTheirWay(t *testing.T, user, many int) (arrive func()) {
+	t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrive = sync.OnceFunc(func() { unix.Close(pair[0]); unix.Close(pair[1]) })
+	t.Cleanup(arrive)
+	// They are the real user's, so that is changed, of this thread, and back again. (The thread cannot just
+	// end: processes that it has started would be ended with it, PR_SET_PDEATHSIG of prctl(2).)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	become := func(user int) {
+		if _, _, err := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(user), ^uintptr(0), ^uintptr(0)); err != 0 {
+			panic(err)
+		}
+	}
+	become(user)
+	err = unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(slices.Repeat([]int{2}, many)...), nil, 0)
+	become(os.Geteuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return arrive
+}
+
+// TestRescueYoungKeeper: a keeper that is told to end while it is still being given everything ends, and the
+// server with it. Here this test is the server, and says nothing; and another process dies in its place.
+func TestRescueYoungKeeper(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		server := start(t, "/bin/sleep", args("3600"))
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pair[0])
+		memory, err1 := unix.MemfdCreate("rescue", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		err2 := unix.Ftruncate(memory, 1<<14*(8+64<<10))
+		_, err3 := unix.FcntlInt(uintptr(memory), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+		pidfd, err4 := unix.PidfdOpen(server.pid, 0)
+		if err := errors.Join(err1, err2, err3, err4); err != nil {
+			t.Fatal(err)
+		}
+		p := s.start(t, args("-role", "keeper"), func(cmd *exec.Cmd) {
+			for _, fd := range []int{pair[1], memory, memory, pidfd} { // it does not come to the listener
+				f := os.NewFile(uintptr(fd), "inherited")
+				t.Cleanup(func() { f.Close() })
+				cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+			}
+		})
+		eventually(t, "it has the memory, and waits for connections", func() bool {
+			maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", p.pid))
+			return err == nil && strings.Contains(string(maps), "memfd:rescue") || closed(p.done)
+		})
+		p.signal(unix.SIGTERM)
+		if got := p.wait(); !got.Exited() {
+			t.Errorf("the keeper: %v\n%s", p.cmd.ProcessState, p.err)
+		}
+		server.died()
+	})
+}
+
+// TestRescueOptions: the listener has its options before anybody can connect to it.
+func TestRescueOptions(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		strace, err := exec.LookPath("strace")
+		if err != nil {
+			t.Skip(err)
+		}
+		path, err := filepath.Abs(filepath.Join(bin, s.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		trace := filepath.Join(folder(t), "trace")
+		tracer := start(t, strace, args("-f", "-o", trace, "-e", "trace=setsockopt,listen", "-e", "inject=listen:signal=KILL",
+			path, "-addr", "127.0.0.1:0"))
+		tracer.wait()
+		calls, _ := os.ReadFile(trace)
+		before, _, listens := strings.Cut(string(calls), "listen(")
+		if !listens {
+			t.Skipf("strace: %s", tracer.err)
+		}
+		for _, option := range []string{"TCP_NODELAY", "SO_KEEPALIVE", "SO_OOBINLINE"} {
+			if !strings.Contains(before, option+", [1]") {
+				t.Errorf("%s comes later:\n%s", option, calls)
+			}
+		}
+	})
+}
+
+// TestRescuePatience: with no patience at all, no server would live.
+func TestRescuePatience(t *testing.T) {
+	each(t, rescues, func(t *testing.T, s step) {
+		_, server := s.old(t, "", args("-patience", "1ns")).reign(1)
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", server))
+		if err != nil || !strings.Contains(string(cmdline), "-patience\x00100ms\x00") {
+			t.Errorf("the server's arguments: %q, %v", cmdline, err)
+		}
+	})
+}
+
 // TestRescueRole: a role is not for the user to choose.
 func TestRescueRole(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
@@ -803,6 +952,15 @@ func TestRescueLiars(t *testing.T) {
 				}
 				if now, next := p.reign(2); now != keeper || next == server {
 					t.Errorf("keeper and server %d, %d are now %d, %d", keeper, server, now, next)
+				}
+				words := make([]byte, 8*(1<<14))
+				if n, err := unix.Pread(memory, words, 0); n < len(words) || err != nil {
+					t.Fatal(n, err)
+				}
+				for slot := 2; slot < 1<<14; slot++ { // or the next one would die of it
+					if words[8*slot]&1 != 0 {
+						t.Fatalf("slot %d is still busy", slot)
+					}
 				}
 				switch lie { // it may harm the clients that it has, and nobody else
 				case `{"type":"done","slots":[1,1]}`, "words":

@@ -23,9 +23,10 @@ type progress struct {
 // may: what it sends and acknowledges changes several counters, and they are read one after another.
 // So read them until nothing has changed in between.
 //
-// It must be a plain TCP socket. Of Multipath TCP, which package net's listeners speak by default,
-// SIOCINQ tells what the connection has, and TCP_INFO what one of its paths has. And the socket must have
-// SO_OOBINLINE: without it an urgent byte is counted as received, and read(2) does not return it.
+// It must be a plain TCP socket that was accepted. Where this side has connected, its SYN is counted as a
+// byte that was written. Of Multipath TCP, which package net's listeners speak by default, SIOCINQ tells what
+// the connection has, and TCP_INFO what one of its paths has. And the socket must have SO_OOBINLINE: without it
+// an urgent byte is counted as received, and read(2) does not return it.
 func progressOf(fd int) (progress, error) {
 	for {
 		before, err1 := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)

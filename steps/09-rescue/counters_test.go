@@ -166,6 +166,21 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// TestProgressConnected: of a connection that this side has made, the kernel counts one byte more as written
+// than was. This is the reason why it must have been accepted.
+func TestProgressConnected(t *testing.T) {
+	p := connected(t, "127.0.0.1:0", 1)
+	raw, err := p.client.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		if got, err := progressOf(int(fd)); err != nil || got != (progress{written: 1, open: true}) {
+			t.Errorf("nothing is written: %+v, %v", got, err)
+		}
+	})
+}
+
 // TestProgressAfterReset: there is nothing to go on with.
 func TestProgressAfterReset(t *testing.T) {
 	p := connected(t, "127.0.0.1:0", 1)

@@ -33,7 +33,8 @@ type message struct {
 // errGone is that nobody is at the other end any more, and nothing is queued.
 var errGone = errors.New("its end of the control socket is closed")
 
-// send sends a message with duplicates of fds. It fails if the other process is gone.
+// send sends a message with duplicates of fds. It fails if the other process is gone, and with ETOOMANYREFS
+// if more descriptors of this user are on their way than a process may have: unix(7). Root has no such limit.
 func send(c *socket.Conn, m message, fds ...int) error {
 	record, err := json.Marshal(m)
 	if err != nil {
@@ -79,11 +80,15 @@ func (e *estate) start(role string) (*partner, error) {
 }
 
 // sendTo sends the rest: 253 connections in a message, which is as many as there can be.
-func (e *estate) sendTo(c *socket.Conn) (err error) {
+// After an error the other process has a part, and is not told that it is all: the slots of the others
+// would pass for free. It is good for nothing then.
+func (e *estate) sendTo(c *socket.Conn) error {
 	for some := range slices.Chunk(slices.Sorted(maps.Keys(e.held)), scmMaxFD) {
-		err = errors.Join(err, e.sendSome(c, some...))
+		if err := e.sendSome(c, some...); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, send(c, message{Type: "all"}))
+	return send(c, message{Type: "all"})
 }
 
 func (e *estate) sendSome(c *socket.Conn, some ...int) error {

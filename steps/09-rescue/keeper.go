@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/socket"
@@ -35,14 +36,16 @@ type keeper struct {
 	free chan int      // slots
 	turn chan struct{} // whoever has put something in serves
 
+	same [slots]atomic.Int32 // so many looks have shown the same, one after the other
+
 	mu       sync.Mutex              // held while any of what follows is changed or sent: a server always receives
 	estate                           // everything
 	server   atomic.Pointer[partner] // who has it too; nil: nobody just now
 	children [2]*partner             // that one and the spare one, whichever is which
 }
 
-// runKeeper serves addr with one server after the other. A keeper that resumes gets everything from
-// the server that has started it.
+// runKeeper serves addr with one server after the other. A patience of less than 100 ms counts as that. A
+// keeper that resumes gets everything from the server that has started it.
 func runKeeper(addr string, patience time.Duration, resume bool) (err error) {
 	k := &keeper{free: make(chan int, slots), turn: make(chan struct{}, 1)}
 	var limit unix.Rlimit
@@ -51,6 +54,14 @@ func runKeeper(addr string, patience time.Duration, resume bool) (err error) {
 		return fmt.Errorf("a process may have %d descriptors here, and this one needs at least %d: raise ulimit -n", limit.Cur, spareFDs+fewFDs)
 	}
 	if resume {
+		k.children[0], err = parent()
+	}
+	if err != nil {
+		return err
+	}
+	exitOnSignal(k.end) // before takeBack: that server would start another keeper
+	patience = max(patience, 100*time.Millisecond)
+	if resume {
 		err = k.takeBack(addr, patience)
 	} else {
 		err = k.open(addr, patience)
@@ -58,7 +69,6 @@ func runKeeper(addr string, patience time.Duration, resume bool) (err error) {
 	if err != nil {
 		return err
 	}
-	exitOnSignal(k.end)
 	for slot := 1; slot < slots && uint64(slot) < limit.Cur-spareFDs; slot++ {
 		if _, used := k.held[slot]; !used {
 			k.free <- slot
@@ -74,6 +84,15 @@ func runKeeper(addr string, patience time.Duration, resume bool) (err error) {
 func (k *keeper) open(addr string, patience time.Duration) error {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false) // progressOf says why
+	config.Control = func(_, _ string, raw syscall.RawConn) (err error) {
+		failed := raw.Control(func(fd uintptr) { // before listen(2): who is accepted inherits the options
+			err = errors.Join(
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)) // progressOf says why
+		})
+		return errors.Join(failed, err)
+	}
 	network := "tcp"
 	if strings.HasPrefix(addr, "0.0.0.0:") {
 		network = "tcp4" // of "tcp" and 0.0.0.0 package net makes [::], which is IPv6 as well
@@ -86,10 +105,7 @@ func (k *keeper) open(addr string, patience time.Duration) error {
 	k.estate = estate{addr: l.Addr().String(), patience: patience, held: map[int]int{}}
 	err = borrow(l.(*net.TCPListener), func(fd int) (err error) {
 		k.listener, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-		return errors.Join(err, // and what is accepted inherits the options
-			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1),
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)) // progressOf says why
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("listener: %w", err)
@@ -99,11 +115,8 @@ func (k *keeper) open(addr string, patience time.Duration) error {
 }
 
 // takeBack gets everything from the server that has started this process.
-func (k *keeper) takeBack(addr string, patience time.Duration) error {
-	server, err := parent()
-	if err != nil {
-		return err
-	}
+func (k *keeper) takeBack(addr string, patience time.Duration) (err error) {
+	server := k.children[0]
 	k.estate, err = inherited(addr, patience)
 	for m := (message{}); err == nil && m.Type != "all"; {
 		var fds []int
@@ -113,7 +126,6 @@ func (k *keeper) takeBack(addr string, patience time.Duration) error {
 	}
 	k.turn <- struct{}{}
 	k.server.Store(server)
-	k.children[0] = server
 	return err
 }
 
@@ -141,7 +153,7 @@ func (k *keeper) keepOne(child int) {
 		if err == nil {
 			select {
 			case k.turn <- struct{}{}:
-				k.with(p, false)
+				err = k.with(p, false)
 			case <-p.dead:
 				k.mu.Lock() // not while this process is ending
 				p.fence()
@@ -158,14 +170,16 @@ func (k *keeper) keepOne(child int) {
 	}
 }
 
-// with has a server serve until it is dead. It is given everything, if it has not got it already.
-func (k *keeper) with(server *partner, hasAll bool) {
-	var err error
+// with has a server serve until it is dead. It is given everything, if it has not got it already: an
+// error is that it has not come so far.
+func (k *keeper) with(server *partner, hasAll bool) (failed error) {
 	k.mu.Lock()
+	k.same[0].Store(0) // the heart is another one
 	k.server.Store(server)
 	if !hasAll {
-		err = k.sendTo(server.Conn)
+		failed = k.sendTo(server.Conn)
 	}
+	err := failed
 	if err == nil {
 		log.Printf("server pid %d has everything: connections %d; listening on %s", server.pid, len(k.held), k.addr)
 	}
@@ -181,6 +195,7 @@ func (k *keeper) with(server *partner, hasAll bool) {
 	k.server.Store(nil)
 	k.blame()
 	<-k.turn
+	return failed
 }
 
 // hear waits for a message: that connections are over. A server that says anything else is not to be
@@ -217,22 +232,23 @@ func (k *keeper) release(slot int) {
 // (Ctrl-Z), nobody looks. It takes no mutex: whoever has that may be waiting for this very server to
 // receive, and this ends the wait.
 func (k *keeper) watch() {
-	var server *partner
-	last, same := make([]uint64, slots), make([]int, slots)
-	for {
+	for last := make([]uint64, slots); ; {
 		time.Sleep(k.patience / looks)
-		if now := k.server.Load(); now != server {
-			server = now
-			clear(same)
-		}
-		for slot := range last {
-			now := k.memory.word(slot).Load()
-			if now != last[slot] || now&busy == 0 && slot > 0 {
-				last[slot], same[slot] = now, 0
-			} else if same[slot]++; same[slot] == looks && server != nil {
-				log.Printf("server pid %d hangs (slot %d): killing it", server.pid, slot)
-				server.kill()
-			}
+		k.look(last)
+	}
+}
+
+// look compares the words with those of the last look.
+func (k *keeper) look(last []uint64) {
+	server := k.server.Load() // before the words: what they say is not the fault of one that comes now
+	for slot := range last {
+		now := k.memory.word(slot).Load()
+		if now != last[slot] || now&busy == 0 && slot > 0 {
+			last[slot] = now
+			k.same[slot].Store(0)
+		} else if k.same[slot].Add(1) == looks && server != nil {
+			log.Printf("server pid %d hangs (slot %d): killing it", server.pid, slot)
+			server.kill()
 		}
 	}
 }
@@ -240,10 +256,15 @@ func (k *keeper) watch() {
 // blame gives each line a strike that a dead server was working on. After the third the connection is
 // given up: the next server would die of it too.
 func (k *keeper) blame() {
-	for slot, fd := range k.held {
+	for slot := 1; slot < slots; slot++ {
 		word := k.memory.word(slot)
 		was := word.Load()
 		if was&busy == 0 {
+			continue
+		}
+		fd, used := k.held[slot]
+		if !used { // it has lied, and watch looks at all words
+			word.Store(0)
 			continue
 		}
 		word.Store(was - busy + strike)
@@ -284,11 +305,7 @@ func (k *keeper) acceptAll() error {
 			if err != nil {
 				return err
 			}
-			k.held[slot] = fd
-			k.memory.word(slot).Store(0)
-			if server := k.server.Load(); server != nil && k.sendSome(server.Conn, slot) != nil {
-				server.kill() // if it is not dying: then the next one gets it with the rest
-			}
+			k.begin(slot, fd)
 			return nil
 		})
 		if err != nil {
@@ -296,5 +313,18 @@ func (k *keeper) acceptAll() error {
 			report(err)
 			time.Sleep(50 * time.Millisecond)
 		}
+	}
+}
+
+// begin gives a new connection to the server, if there is one. Nothing of what had the slot before is left:
+// that may have been lost with the last keeper, or in the hands of a liar. And its first line is another one
+// than the last one's, with the same word.
+func (k *keeper) begin(slot, fd int) {
+	k.held[slot] = fd
+	k.memory.release(slot)
+	k.memory.word(slot).Store(0)
+	k.same[slot].Store(0)
+	if server := k.server.Load(); server != nil && k.sendSome(server.Conn, slot) != nil {
+		server.kill() // if it is not dying: then the next one gets it with the rest
 	}
 }

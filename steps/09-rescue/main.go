@@ -45,7 +45,6 @@ func main() {
 	role := flag.String("role", "", "server or keeper: to be one of those that the program starts itself")
 	demo := flag.Bool("demo", false, "tell the whole story in one terminal")
 	flag.Parse()
-	*patience = max(*patience, 100*time.Millisecond)
 	log.SetOutput(stderr{})
 	var err error
 	switch {

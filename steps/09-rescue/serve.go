@@ -134,11 +134,15 @@ func (s *server) startKeeper() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next, err := s.start("keeper")
-	if err == nil {
-		s.keeper = next
-		s.sendTo(next.Conn) // fails if it is gone: follow hears of it
+	if err != nil {
+		return err
 	}
-	return err
+	if err := s.sendTo(next.Conn); err != nil {
+		next.fence()
+		return err
+	}
+	s.keeper = next
+	return nil
 }
 
 // decide has f work on what comes next in a connection, and stores the word that f returns. A server
