@@ -143,7 +143,7 @@ func (k *keeper) end() {
 // it starts another. Two of these make a server and a spare one. A keeper that resumes has a server already.
 func (k *keeper) keepOne(child int) {
 	if server := k.children[child]; server != nil {
-		k.with(server, true)
+		_ = k.with(server, true) // nil, as it has got everything
 	}
 	for {
 		k.mu.Lock()
