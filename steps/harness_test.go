@@ -128,6 +128,15 @@ func rounds(usual, long int) int {
 	return usual
 }
 
+var crowds sync.Mutex
+
+// crowd is called by a test that has thousands of clients: one of these at a time, or this process has too few
+// descriptors.
+func crowd(t *testing.T) {
+	crowds.Lock()
+	t.Cleanup(crowds.Unlock) // when its clients are closed
+}
+
 // deadline is when a client gives up.
 func deadline() time.Time {
 	if isLong {

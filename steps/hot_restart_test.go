@@ -443,6 +443,7 @@ func TestRoom(t *testing.T) {
 // TestManyIdle: thousands of clients that say nothing, and all of them are there afterwards.
 func TestManyIdle(t *testing.T) {
 	t.Parallel()
+	crowd(t)
 	path := meetingPlace(t)
 	server := first(t, path)
 	addr := server.addr()

@@ -454,6 +454,7 @@ func TestRescueSpare(t *testing.T) {
 // of either kind.
 func TestRescueIdle(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
+		crowd(t)
 		n := rounds(500, 10_000)
 		var limit unix.Rlimit
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

@@ -507,6 +507,7 @@ func TestHalfClosed(t *testing.T) {
 // TestWebIdle: thousands of keep-alive connections that say nothing, and all of them are there afterwards.
 func TestWebIdle(t *testing.T) {
 	t.Parallel()
+	crowd(t)
 	path := meetingPlace(t)
 	server := webStep.first(t, path)
 	addr := server.addr()
