@@ -664,11 +664,11 @@ func TestRescueDescriptors(t *testing.T) {
 // keeper one server, but not at full speed. Nobody goes on with a part.
 func TestRescueOnTheirWay(t *testing.T) {
 	each(t, rescues, func(t *testing.T, s step) {
-		user := os.Geteuid()
+		user, another := os.Geteuid(), func(*exec.Cmd) {}
 		if user == 0 {
-			user = nobody
+			user, another = nobody, as(nobody)
 		}
-		p := s.old(t, "", neverHangs(), limited(82), as(uint32(user)))
+		p := s.old(t, "", neverHangs(), limited(82), another)
 		c := dial(t, p.addr())
 		c.echoed("hello")
 		keeper, server := p.reign(1)
