@@ -746,11 +746,12 @@ func TestRescueYoungKeeper(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := s.start(t, args("-role", "keeper"), func(cmd *exec.Cmd) {
-			for _, fd := range []int{pair[1], memory, memory, pidfd} { // it does not come to the listener
+			for _, fd := range []int{pair[1], memory, pidfd} {
 				f := os.NewFile(uintptr(fd), "inherited")
 				t.Cleanup(func() { f.Close() })
 				cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 			}
+			cmd.ExtraFiles = slices.Insert(cmd.ExtraFiles, 2, cmd.ExtraFiles[1]) // in the listener's place: it does not come to that
 		})
 		eventually(t, "it has the memory, and waits for connections", func() bool {
 			maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", p.pid))

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -19,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gobwas/ws"
 	"golang.org/x/sys/unix"
 )
 
@@ -102,6 +104,28 @@ func (c benchConn) asks(b *testing.B) {
 	}
 }
 
+// chats becomes a WebSocket that has sent so much of a message.
+func (c benchConn) chats(b *testing.B, half int) {
+	io.WriteString(c, "GET /chat HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	answer, err := http.ReadResponse(c.in, nil)
+	if err != nil || answer.StatusCode != http.StatusSwitchingProtocols {
+		b.Fatal(answer, err)
+	}
+	for _, h := range []ws.Header{
+		{Fin: false, OpCode: ws.OpBinary, Masked: true, Length: int64(half)},
+		{Fin: true, OpCode: ws.OpPing, Masked: true},
+	} {
+		err = errors.Join(err, ws.WriteHeader(c, h))
+		_, failed := c.Write(make([]byte, h.Length))
+		err = errors.Join(err, failed)
+	}
+	pong, failed := ws.ReadHeader(c.in) // so the part has been taken
+	if err = errors.Join(err, failed); err != nil || pong.OpCode != ws.OpPong {
+		b.Fatal(pong, err)
+	}
+}
+
 var roles = []string{"net/http", "step"}
 
 // BenchmarkRequests: small requests over 16 connections, one after the other on each; in turns of a quarter of a second, so that
@@ -172,12 +196,21 @@ func resident(b *testing.B, pid int) (kB int) {
 }
 
 // BenchmarkEvents: gaps between the events of 20 streams, of which there is one each 100 ms: with a restart in each second,
-// and without.
+// and without; and with restarts beside 128 chats that have each sent a part of a message.
 func BenchmarkEvents(b *testing.B) {
-	for _, restarts := range []bool{false, true} {
-		b.Run(map[bool]string{false: "calm", true: "restarts"}[restarts], func(b *testing.B) {
+	for _, row := range []struct {
+		name     string
+		restarts bool
+		half     int // bytes of a message
+	}{{"calm", false, 0}, {"restarts", true, 0}, {"restarts beside 64 KB", true, 64_000}, {"restarts beside 1 MB", true, 1_000_000}} {
+		b.Run(row.name, func(b *testing.B) {
 			path := filepath.Join(b.TempDir(), "control")
 			addr, _ := serverOf(b, "step", path)
+			for range 128 {
+				if row.half > 0 {
+					dialBench(b, addr).chats(b, row.half)
+				}
+			}
 			var mu sync.Mutex
 			var gaps []time.Duration
 			var over sync.WaitGroup
@@ -206,7 +239,7 @@ func BenchmarkEvents(b *testing.B) {
 					}
 				})
 			}
-			for restarts && time.Until(end) > time.Second {
+			for row.restarts && time.Until(end) > time.Second {
 				time.Sleep(time.Second)
 				serverOf(b, "step", path)
 			}

@@ -146,6 +146,7 @@ func (k *keeper) keepOne(child int) {
 		_ = k.with(server, true) // nil, as it has got everything
 	}
 	for {
+		began := time.Now()
 		k.mu.Lock()
 		p, err := k.start("server")
 		k.children[child] = p
@@ -164,7 +165,8 @@ func (k *keeper) keepOne(child int) {
 		if err != nil {
 			log.Printf("%v: starting another one", err)
 		}
-		if err != nil || len(k.turn) > 0 { // not at full speed, and not while the next server begins
+		// Not at full speed, if one after the other fails at once; and not while the next server begins.
+		if err != nil && time.Since(began) < pause || len(k.turn) > 0 {
 			time.Sleep(pause)
 		}
 	}

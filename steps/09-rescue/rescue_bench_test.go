@@ -106,7 +106,7 @@ func BenchmarkRescue(b *testing.B) {
 				var gaps series
 				for range b.N {
 					unix.Kill(g.server, unix.SIGSTOP)
-					time.Sleep(20 * time.Millisecond) // until it has: only a measurement
+					time.Sleep(pause + 20*time.Millisecond) // until it has, and the spare one is older than pause: only a measurement
 					clients.send(c.n / c.wait)
 					begin := time.Now()
 					if how == "no spare" {

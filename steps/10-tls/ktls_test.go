@@ -752,13 +752,13 @@ func TestCryptoTLSGoesOn(t *testing.T) {
 func hasEnded(c *net.TCPConn) error {
 	return borrow(c, func(fd int) error {
 		const closeWait = 8 // TCP_CLOSE_WAIT
-		for {
+		for late := time.Now().Add(patience); time.Now().Before(late); time.Sleep(time.Millisecond) {
 			info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 			if err != nil || info.State == closeWait {
 				return err
 			}
-			time.Sleep(time.Millisecond)
 		}
+		return errors.New("the client's FIN has not come")
 	})
 }
 

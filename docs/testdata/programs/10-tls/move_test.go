@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 )
 
 // A session that a truncation has ended is not said to have come to its end. Plain TCP stands in for a socket
@@ -16,6 +17,7 @@ func TestTruncation(t *testing.T) {
 	c, err := net.Dial("tcp", l.Addr().String())
 	check(err)
 	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Minute))
 	accepted, err := l.Accept()
 	check(err)
 	s := &server{name: "old", sessions: map[*session]bool{}}
